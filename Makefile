@@ -1,0 +1,66 @@
+# `make` lists the targets. Variables, for example `make test TEST_ARGS="-k pool"`:
+#   PYTHON     the Python that .venv is made with; for `make gpu` the one that runs the tests
+#   TORCH      what pip installs as torch, with its options
+#   DEMO_ARGS, TEST_ARGS   arguments for the demo and for pytest
+#   CNNKERNELS_CUDA=auto|on|off, TORCH_CUDA_ARCH_LIST, CUDA_HOME, CXX, MAX_JOBS   the build
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+
+VENV := .venv
+RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
+CPP_FILES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test gpu lint format build clean
+
+help: ## List the targets
+	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile
+
+demo: $(VENV)/train.stamp build ## Train and explore a network with these kernels
+	$(RUN) -m cnnkernels demo $(DEMO_ARGS)
+
+test: $(VENV)/dev.stamp build ## Run the tests
+	$(RUN) -m pytest $(TEST_ARGS)
+
+gpu: ## Build, test and measure on this machine's GPU, with the packages that PYTHON has
+	@$(PYTHON) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else \
+	  "make gpu: the torch of $(PYTHON) sees no CUDA GPU")'
+	CNNKERNELS_CUDA=on $(PYTHON) setup.py --quiet build_ext --inplace
+	CNNKERNELS_REQUIRE_GPU=1 $(PYTHON) -m pytest tests -m gpu $(TEST_ARGS)
+	$(PYTHON) -m pytest benchmarks -m gpu
+
+lint: $(VENV)/dev.stamp ## Check style: ruff, clang-format, and which file may know the compiler
+	$(VENV)/bin/ruff check --quiet
+	$(VENV)/bin/ruff format --check --quiet
+	$(VENV)/bin/clang-format --dry-run -Werror $(CPP_FILES)
+	@! grep -rnE '__CUDACC__|__NVCC__' csrc --exclude-dir=emulator | grep -v '^csrc/cuda/device\.h:' \
+	  || { echo 'only csrc/cuda/device.h may ask which compiler is at work'; exit 1; }
+	@! grep -rn '<<<' csrc || { echo 'kernels start through launch(), not <<<>>>'; exit 1; }
+
+format: $(VENV)/dev.stamp ## Rewrite the files in the project's style
+	$(VENV)/bin/ruff format --quiet
+	$(VENV)/bin/ruff check --quiet --fix
+	$(VENV)/bin/clang-format -i $(CPP_FILES)
+
+build: $(VENV)/torch.stamp ## Compile what changed
+	@$(RUN) setup.py --quiet build_ext --inplace
+
+clean: ## Remove .venv and all that was built
+	rm -rf $(VENV) build dist *.egg-info cnnkernels/libcnnkernels.so
+
+# The project is installed once, in editable mode; after that only `build` is needed. Nothing is
+# built in isolation, so torch is downloaded once.
+$(VENV)/torch.stamp: Makefile
+	@echo 'Setting up $(VENV) with $(TORCH)'
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) $(TORCH) 'setuptools>=77' ninja
+	@touch $@
+
+$(VENV)/train.stamp: EXTRAS = train
+$(VENV)/dev.stamp: EXTRAS = train,dev
+$(VENV)/train.stamp $(VENV)/dev.stamp: pyproject.toml $(VENV)/torch.stamp | build
+	@echo 'Installing cnnkernels[$(EXTRAS)] into $(VENV)'
+	@$(PIP) --no-build-isolation --editable '.[$(EXTRAS)]'
+	@touch $@

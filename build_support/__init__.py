@@ -1,0 +1,1 @@
+"""How the extension is built: from finding the compilers to one shared library."""

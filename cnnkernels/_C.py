@@ -1,0 +1,39 @@
+"""The compiled library: loads it, so that its ops are registered, and asks it about itself.
+
+A library that cannot be loaded does not break ``import cnnkernels``: the error is kept, shown by
+``python -m cnnkernels info``, and raised when a kernel is first needed.
+"""
+
+import ctypes
+import json
+from pathlib import Path
+from typing import Any
+
+import torch  # noqa: F401 (the library is linked against it)
+
+_PATH = Path(__file__).with_name("libcnnkernels.so")
+
+
+def _load() -> tuple[ctypes.CDLL | None, str | None]:
+    if not _PATH.exists():
+        return None, f"{_PATH} is missing: build it with `pip install -e .`"
+    try:
+        return ctypes.CDLL(str(_PATH)), None
+    except OSError as error:
+        return None, f"{error} (built for another torch? rebuild with `pip install -e .`)"
+
+
+_library, load_error = _load()
+
+
+def check() -> None:
+    """Raise ImportError with the reason if the library could not be loaded."""
+    if load_error is not None:
+        raise ImportError(f"cnnkernels has no compiled kernels: {load_error}")
+
+
+def info() -> dict[str, Any]:
+    """Facts of the build, the CPU instruction set in use and the kernels, by backend and op."""
+    check()
+    _library.cnnkernels_info.restype = ctypes.c_char_p
+    return json.loads(_library.cnnkernels_info())

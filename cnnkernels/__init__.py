@@ -1,0 +1,14 @@
+"""Hand-written CUDA and C++ kernels for 2-D convolution and pooling, for PyTorch.
+
+``convert(model)`` puts them into any model; :mod:`cnnkernels.functional` and
+:mod:`cnnkernels.nn` mirror torch's modules of the same name.
+"""
+
+from cnnkernels import functional, nn
+from cnnkernels.convert import convert, unconverted
+from cnnkernels.info import info
+from cnnkernels.settings import emulate_cuda
+
+__version__ = "0.1.0"
+
+__all__ = ["convert", "emulate_cuda", "functional", "info", "nn", "unconverted"]

@@ -1,0 +1,132 @@
+"""The command line: `cnnkernels train`, `cnnkernels demo` and `cnnkernels info`."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+import cnnkernels
+from cnnkernels import demo
+from cnnkernels.data import DataError, Dataset, load
+from cnnkernels.train import (
+    BACKENDS,
+    DEVICES,
+    HYPERPARAMETERS,
+    ConfigError,
+    EpochReport,
+    TrainConfig,
+    train,
+)
+
+DESCRIPTION = "Hand-written convolution and pooling kernels for PyTorch: train, compare, inspect."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit status: 2 after an error that the user can mend."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except (DataError, ConfigError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="cnnkernels", description=DESCRIPTION)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    with_data = argparse.ArgumentParser(add_help=False)
+    with_data.add_argument(
+        "--data",
+        default="auto",
+        metavar="SET",
+        help="auto (default), fashion-mnist, digits, or a folder with IDX files; auto is the "
+        "first that is there of MNIST in the cache folder, Fashion-MNIST, digits",
+    )
+    with_data.add_argument("--no-progress", action="store_true", help="show no progress bar")
+
+    command = commands.add_parser("train", parents=[with_data], help="train a network")
+    command.add_argument("--model", choices=HYPERPARAMETERS, default="a")
+    command.add_argument("--device", choices=DEVICES, default="cpu")
+    command.add_argument("--backend", choices=BACKENDS, default="cnnkernels")
+    command.add_argument("--epochs", type=int, metavar="N")
+    command.add_argument("--seed", type=int, default=0, metavar="S")
+    command.add_argument("--lr", type=float, metavar="X", help="learning rate")
+    command.add_argument("--steps", type=int, metavar="N", help="stop after N steps")
+    command.set_defaults(run=_train)
+
+    command = commands.add_parser(
+        "demo", parents=[with_data], help="train, then compare results and speed with torch's"
+    )
+    command.add_argument("--quick", action="store_true", help="fewer images and rounds")
+    command.set_defaults(run=_demo)
+
+    command = commands.add_parser("info", help="what was built, for which devices")
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command.set_defaults(run=_info)
+    return parser
+
+
+def _train(options: argparse.Namespace) -> int:
+    config = TrainConfig(
+        data=_load(options.data),
+        model=options.model,
+        backend=options.backend,
+        device=options.device,
+        seed=options.seed,
+        epochs=options.epochs,
+        learning_rate=options.lr,
+        max_steps=options.steps,
+        progress=not options.no_progress,
+    )
+    print(
+        f"model {config.model}, backend {config.backend}, device {config.device}, "
+        f"{torch.get_num_threads()} threads, seed {config.seed}"
+    )
+    result = train(config, _show_epoch)
+    print(f"test accuracy {100 * result.accuracy:.2f} %")
+    return 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    return demo.run(_load(options.data), options.quick, not options.no_progress)
+
+
+def _info(options: argparse.Namespace) -> int:
+    info = cnnkernels.info()
+    print(json.dumps(info, indent=2) if options.json else "\n".join(_lines(info)))
+    return 0
+
+
+def _load(spec: str) -> Dataset:
+    data = load(spec)
+    print(
+        f"data: {data.name}, {len(data.train_labels):,} training and "
+        f"{len(data.test_labels):,} test images"
+    )
+    return data
+
+
+def _show_epoch(report: EpochReport) -> None:
+    print(
+        f"epoch {report.epoch:2}   loss {report.loss:.4f}   "
+        f"test accuracy {100 * report.accuracy:.2f} %   {report.seconds:.1f} s",
+        flush=True,
+    )
+
+
+def _lines(info: dict[str, Any], indent: str = "") -> Iterator[str]:
+    """A nested dict as indented lines, `key: value`."""
+    for key, value in info.items():
+        if isinstance(value, dict):
+            yield f"{indent}{key}:"
+            yield from _lines(value, indent + "  ")
+        elif isinstance(value, list):
+            yield f"{indent}{key}: {', '.join(map(str, value)) or 'none'}"
+        else:
+            yield f"{indent}{key}: {'none' if value is None else value}"

@@ -1,0 +1,148 @@
+"""The demo: trains a network by our kernels, then sets them beside torch's own."""
+
+import copy
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+import cnnkernels
+from cnnkernels import compare
+from cnnkernels.data import Dataset
+from cnnkernels.models import build_model
+from cnnkernels.train import HYPERPARAMETERS, EpochReport, TrainConfig, train
+
+MODEL = "a"
+BATCH = 100
+PARITY_IMAGES = 500
+MIN_STEPS = 300  # until small sets are learnt, too
+MIN_EPOCHS = 3
+ROUNDS = 25
+QUICK_ROUNDS = 7
+QUICK_IMAGES = 10_000
+
+
+def run(data: Dataset, quick: bool = False, progress: bool = True) -> int:
+    """Runs the demo and prints what it finds.
+
+    Returns:
+        0 if each comparison holds, else 1.
+    """
+    if quick:
+        data = _subset(data, QUICK_IMAGES)
+    trained = _show_training(data, progress)
+    model = build_model(MODEL)
+    model.load_state_dict(trained.state_dict())
+    images, labels = data.test_images[:BATCH], data.test_labels[:BATCH]
+    all_ours = _show_coverage(model, images, labels)
+    exact = _show_parity(model, data.test_images[:PARITY_IMAGES], data.test_labels[:PARITY_IMAGES])
+    if not (all_ours and exact):
+        print("\nA comparison does not hold: no timings.")
+        return 1
+    _show_timings(model, images, labels, QUICK_ROUNDS if quick else ROUNDS)
+    return 0
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Lays out a table: the first column to the left, the others to the right."""
+    widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
+    rule = ["-" * width for width in widths]
+    return "\n".join(
+        "  " + "   ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
+        for row in (header, rule, *rows)
+    )
+
+
+def _subset(data: Dataset, count: int) -> Dataset:
+    return dataclasses.replace(
+        data,
+        train_images=data.train_images[:count],
+        train_labels=data.train_labels[:count],
+        test_images=data.test_images[:count],
+        test_labels=data.test_labels[:count],
+    )
+
+
+def _show_training(data: Dataset, progress: bool) -> nn.Module:
+    steps = math.ceil(len(data.train_labels) / HYPERPARAMETERS[MODEL].batch_size)
+    epochs = max(MIN_EPOCHS, math.ceil(MIN_STEPS / steps))
+    print(
+        f"\n1. Training of Model {MODEL.upper()} on {len(data.train_labels):,} images, "
+        f"{torch.get_num_threads()} threads, tested on {len(data.test_labels):,} others\n"
+    )
+
+    def show(report: EpochReport) -> None:
+        print(
+            f"  epoch {report.epoch:2} of {epochs}   loss {report.loss:.3f}   "
+            f"test accuracy {100 * report.accuracy:6.2f} %   {report.seconds:5.1f} s",
+            flush=True,
+        )
+
+    config = TrainConfig(data, model=MODEL, epochs=epochs, progress=progress)
+    return train(config, show).model
+
+
+def _show_coverage(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> bool:
+    converted = cnnkernels.convert(copy.deepcopy(model))
+    calls = compare.aten_calls(converted, images, labels)
+    print(
+        "\n  torch's own convolution, ReLU and pooling calls in one forward and backward pass: "
+        + (", ".join(sorted(calls)) or "none")
+    )
+    return not calls
+
+
+def _show_parity(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> bool:
+    safe = compare.decided(model, images)
+    rows = compare.parity(
+        model, zip(images[safe].split(BATCH), labels[safe].split(BATCH), strict=True)
+    )
+    print("\n2. Exactness: ||y - ref|| / ||ref||, where ref is torch.nn in float64\n")
+    print(
+        table(
+            ("", "ours", "torch float32", "bound", "verdict"),
+            [
+                (
+                    row.name,
+                    f"{row.ours:.2e}",
+                    f"{row.torch:.2e}",
+                    f"{row.bound:.2e}",
+                    "ok" if row.holds else "WRONG",
+                )
+                for row in rows
+            ],
+        )
+    )
+    print(
+        f"\n  Same trained weights, {safe.sum()} of {len(safe)} test images: "
+        "those on which rounding cannot flip a\n"
+        "  ReLU or a maximum. Verdict: ours <= bound = max(2 * torch, 4 * eps)."
+    )
+    return all(row.holds for row in rows)
+
+
+def _show_timings(
+    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, rounds: int
+) -> None:
+    rows = compare.timings(model, images, labels, rounds)
+    print(f"\n3. Speed: batch {len(images)}, float32\n")
+    print(
+        table(
+            ("", "ours", "torch eager", "torch / ours"),
+            [
+                (
+                    row.name,
+                    f"{row.ours * 1e3:.2f} ms",
+                    f"{row.torch * 1e3:.2f} ms",
+                    f"{row.speedup:.2f} x",
+                )
+                for row in rows
+            ],
+        )
+    )
+    print(
+        f"\n  Median of {rounds} rounds in turns, outputs checked equal first, "
+        f"{torch.get_num_threads()} threads each,\n  {compare.cpu_name()}."
+    )

@@ -1,0 +1,244 @@
+"""What :mod:`torch.nn.functional` calls these ops: same arguments, same results, same errors.
+
+All functions take float32 or float64 tensors on the CPU or a CUDA device, in any strides, of
+shape (N, C, H, W) or unbatched (C, H, W). They are differentiable to any order.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cnnkernels import autograd
+from cnnkernels.settings import settings
+
+Size = int | Sequence[int]
+
+
+def _pair(function: str, name: str, value: Any) -> list[int]:
+    if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
+        return [value, value]
+    if isinstance(value, (list, tuple, torch.Size)) and all(
+        isinstance(item, (int, torch.SymInt)) for item in value
+    ):
+        if len(value) == 1:
+            return [value[0], value[0]]
+        if len(value) == 2:
+            return list(value)
+        raise RuntimeError(f"{function}: {name} must be one int or two, but got {tuple(value)}")
+    raise TypeError(
+        f"{function}(): argument '{name}' must be int or tuple of ints, not {type(value).__name__}"
+    )
+
+
+def _check_tensor(function: str, name: str, value: Any, optional: bool = False) -> None:
+    if not (isinstance(value, Tensor) or (optional and value is None)):
+        raise TypeError(
+            f"{function}(): argument '{name}' must be Tensor, not {type(value).__name__}"
+        )
+
+
+def _check_rank(function: str, input: Tensor) -> None:
+    if input.dim() not in (3, 4):
+        raise RuntimeError(
+            f"Expected 3D (unbatched) or 4D (batched) input to {function}, but got input of "
+            f"size: {list(input.shape)}"
+        )
+
+
+# ---------------------------------------------------------------- convolution
+
+
+def _conv_padding(
+    padding: str | Size, weight: Tensor, stride: list[int], dilation: list[int]
+) -> list[int]:
+    """Top, bottom, left, right."""
+    if not isinstance(padding, str):
+        height, width = _pair("conv2d", "padding", padding)
+        return [height, height, width, width]
+    if padding == "valid":
+        return [0, 0, 0, 0]
+    if padding != "same":
+        raise RuntimeError(f"Invalid padding string: '{padding}'")
+    if stride != [1, 1]:
+        raise RuntimeError("padding='same' is not supported for strided convolutions")
+    total = [d * (size - 1) for d, size in zip(dilation, weight.shape[2:], strict=True)]
+    return [side for t in total for side in (t // 2, t - t // 2)]
+
+
+def _conv2d(
+    function: str,
+    relu: bool,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Size,
+    padding: str | Size,
+    dilation: Size,
+    groups: int,
+) -> Tensor:
+    _check_tensor(function, "input", input)
+    _check_tensor(function, "weight", weight)
+    _check_tensor(function, "bias", bias, optional=True)
+    if not isinstance(groups, (int, torch.SymInt)):
+        raise TypeError(f"{function}(): argument 'groups' must be int, not {type(groups).__name__}")
+    _check_rank(function, input)
+    if weight.dim() != 4:
+        raise RuntimeError(f"{function}: expected 4D weight, but got {list(weight.shape)}")
+    stride = _pair(function, "stride", stride)
+    dilation = _pair(function, "dilation", dilation)
+    padding = _conv_padding(padding, weight, stride, dilation)
+    batched = input if input.dim() == 4 else input.unsqueeze(0)
+
+    args = (batched, weight, bias, stride, padding, dilation, groups, relu, settings.emulate)
+    if autograd.recorded(input, weight, bias):
+        output = autograd.apply(autograd.Conv2d, *args)
+    else:
+        output = autograd.call("conv2d", *args)
+    return output if input.dim() == 4 else output.squeeze(0)
+
+
+def conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: str | Size = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+) -> Tensor:
+    """2-D convolution, :func:`torch.nn.functional.conv2d`.
+
+    Args:
+        input: (N, C, H, W) or (C, H, W).
+        weight: (K, C / groups, R, S), of the input's dtype and device.
+        bias: (K,) or None.
+        stride: one int, or one for each of height and width; likewise `dilation`.
+        padding: zeros at either side: one int, two ints, 'valid' (none) or 'same' (output of the
+            input's size, for stride 1; of an odd total the far side gets one more).
+        dilation: distance between the taps of a filter.
+        groups: the input's channels and the filters are cut into that many groups, each of which
+            sees only its own.
+
+    Returns:
+        (N, K, P, Q) or (K, P, Q) with P = (H + padding - dilation * (R - 1) - 1) // stride + 1.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        RuntimeError: sizes, dtypes or devices that do not fit, values out of range.
+    """
+    return _conv2d("conv2d", False, input, weight, bias, stride, padding, dilation, groups)
+
+
+def conv2d_relu(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: str | Size = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+) -> Tensor:
+    """``relu(conv2d(...))`` in one kernel: the convolution's own output is never stored.
+
+    Arguments, result and errors as in :func:`conv2d`. NaN passes the ReLU, forward and backward.
+    """
+    return _conv2d("conv2d_relu", True, input, weight, bias, stride, padding, dilation, groups)
+
+
+# ---------------------------------------------------------------- pooling
+
+
+def _pool_geometry(
+    function: str, input: Tensor, kernel_size: Size, stride: Size | None, padding: Size
+) -> list[list[int]]:
+    _check_tensor(function, "input", input)
+    _check_rank(function, input)
+    kernel_size = _pair(function, "kernel_size", kernel_size)
+    return [
+        kernel_size,
+        kernel_size if stride is None or stride in ([], ()) else _pair(function, "stride", stride),
+        _pair(function, "padding", padding),
+    ]
+
+
+def max_pool2d(
+    input: Tensor,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Size = 0,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """2-D max pooling, :func:`torch.nn.functional.max_pool2d`.
+
+    Of equal values the first one wins; NaN beats all, and of several the last one gives the index.
+
+    Args:
+        input: (N, C, H, W) or (C, H, W).
+        kernel_size: the window, one int or height and width.
+        stride: distance between windows; `kernel_size` where None.
+        padding: implicit -inf at either side, at most half of the window.
+        dilation: distance between the elements of a window.
+        ceil_mode: also count a last window that is only partly inside.
+        return_indices: also return the maxima's indices, h * W + w in their input plane.
+
+    Returns:
+        (N, C, P, Q) or (C, P, Q); with `return_indices` a pair of it and an int64 tensor.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        RuntimeError: values out of range, an input too small, an unsupported dtype.
+    """
+    geometry = _pool_geometry("max_pool2d", input, kernel_size, stride, padding)
+    geometry += [_pair("max_pool2d", "dilation", dilation), bool(ceil_mode)]
+    batched = input if input.dim() == 4 else input.unsqueeze(0)
+
+    if autograd.recorded(input):
+        args = (batched, *geometry, bool(return_indices), settings.emulate)
+        outputs = autograd.apply(autograd.MaxPool2d, *args)
+    elif return_indices:
+        args = (batched, *geometry, True, settings.emulate)
+        outputs = autograd.call("max_pool2d_with_argmax", *args)
+    else:
+        outputs = (autograd.call("max_pool2d", batched, *geometry, settings.emulate),)
+    if input.dim() == 3:
+        outputs = tuple(output.squeeze(0) for output in outputs)
+    return outputs if return_indices else outputs[0]
+
+
+def avg_pool2d(
+    input: Tensor,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Size = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
+    """2-D average pooling, :func:`torch.nn.functional.avg_pool2d`.
+
+    Args:
+        input: (N, C, H, W) or (C, H, W).
+        kernel_size: the window, one int or height and width.
+        stride: distance between windows; `kernel_size` where None.
+        padding: implicit zeros at either side, at most half of the window.
+        ceil_mode: also count a last window that is only partly inside.
+        count_include_pad: whether padding counts in the divisor.
+        divisor_override: divide by this instead; not zero.
+
+    Returns:
+        (N, C, P, Q) or (C, P, Q).
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        RuntimeError: values out of range, an input too small, an unsupported dtype.
+    """
+    geometry = _pool_geometry("avg_pool2d", input, kernel_size, stride, padding)
+    batched = input if input.dim() == 4 else input.unsqueeze(0)
+
+    args = (batched, *geometry, bool(ceil_mode), bool(count_include_pad), divisor_override)
+    output = autograd.differentiable(autograd.AvgPool2d, *args, settings.emulate)
+    return output if input.dim() == 4 else output.squeeze(0)

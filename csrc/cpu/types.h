@@ -1,0 +1,136 @@
+// What the CPU kernels share: element types, vectors, workspaces. Everything that is inline or a
+// template stands in an unnamed namespace of its instruction set, so that the linker never
+// merges code compiled for different machines.
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <type_traits>
+#include <utility>
+
+#include "../problem.h"
+
+namespace cnnkernels::cpu::CNNKERNELS_ISA {
+namespace {
+
+// The upper half of a float32; rounded to nearest even.
+struct BFloat16 {
+  uint16_t bits;
+
+  BFloat16() = default;
+  explicit BFloat16(float value) {
+    uint32_t wide;
+    std::memcpy(&wide, &value, sizeof wide);
+    const uint32_t rounded = wide + 0x7fff + (wide >> 16 & 1);
+    // Rounding could carry a NaN's payload into infinity.
+    bits = static_cast<uint16_t>(value != value ? wide >> 16 | 0x40 : rounded >> 16);
+  }
+  explicit operator float() const {
+    const uint32_t wide = static_cast<uint32_t>(bits) << 16;
+    float value;
+    std::memcpy(&value, &wide, sizeof value);
+    return value;
+  }
+};
+
+// What sums of T are held in.
+template <class T>
+using Sum = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+// Calls function(T{}) with the element type T that dtype names.
+template <class Function>
+void dispatch(Dtype dtype, const Function& function) {
+  switch (dtype) {
+    case Dtype::float32:
+      return function(float{});
+    case Dtype::float64:
+      return function(double{});
+    case Dtype::float16:
+      return function(_Float16{});
+    case Dtype::bfloat16:
+      return function(BFloat16{});
+  }
+}
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+template <class T>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(kVectorBytes)));
+};
+template <class T>
+using Vector = typename VectorOf<T>::type;
+
+template <class T>
+constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(T));
+
+template <class T>
+Vector<T> load(const T* from) {
+  Vector<T> vector;
+  std::memcpy(&vector, from, sizeof vector);
+  return vector;
+}
+
+template <class T>
+void store(T* to, const Vector<T>& vector) {
+  std::memcpy(to, &vector, sizeof vector);
+}
+
+// Uninitialised memory, aligned to a cache line.
+template <class T>
+class Workspace {
+ public:
+  explicit Workspace(int64_t count)
+      : data_(static_cast<T*>(
+            std::aligned_alloc(64, (static_cast<size_t>(count) * sizeof(T) + 64) / 64 * 64))) {
+    if (data_ == nullptr) throw std::bad_alloc();
+  }
+  ~Workspace() { std::free(data_); }
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
+
+  T* data() const { return data_; }
+  T& operator[](int64_t i) const { return data_[i]; }
+
+ private:
+  T* data_;
+};
+
+template <class T>
+constexpr T least(T a, T b) {
+  return b < a ? b : a;
+}
+template <class T>
+constexpr T greatest(T a, T b) {
+  return a < b ? b : a;
+}
+template <class T>
+constexpr T clamp(T value, T low, T high) {
+  return least(greatest(value, low), high);
+}
+
+// Rounded towards minus infinity and plus infinity; the divisor is positive.
+constexpr int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((b - 1 - a) / b); }
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return -floor_div(-a, b); }
+
+// [0, total) cut into parts of at most `largest` items, whose sizes differ by one at most.
+struct Partition {
+  int64_t total, count;
+
+  Partition(int64_t items, int64_t largest) : total(items), count(ceil_div(items, largest)) {}
+
+  int64_t begin(int64_t part) const { return part * total / count; }
+  int64_t size(int64_t part) const { return begin(part + 1) - begin(part); }
+  int64_t largest() const { return count == 0 ? 0 : ceil_div(total, count); }
+};
+
+}  // namespace
+}  // namespace cnnkernels::cpu::CNNKERNELS_ISA

@@ -1,0 +1,163 @@
+// direct: the definition of a convolution, one thread per result. The first rung of the ladder:
+// right, readable, and the yardstick of all the others.
+//
+//   fprop  a thread per output pixel (n, k, p, q)      walks c, r, s
+//   dgrad  a thread per input pixel (n, c, h, w)       walks r, s, k over the outputs that read it
+//   wgrad  a block per weight (k, c, r, s)             its threads share n, p, q; block_sum
+//   bgrad  a block per filter k                        likewise
+//
+//        input plane c            output plane k
+//      +--------------+          +------------+
+//      |   [R x S]    |  ----->  |     o      |    neighbouring threads own neighbours in memory,
+//      |    window    |          |            |    so their loads of a tap and stores coalesce
+//      +--------------+          +------------+
+//
+// Cost: 2 * N*K*P*Q * C/groups*R*S FLOP in each of fprop, dgrad and wgrad. No result is shared:
+// each multiply-add loads both of its operands (8 bytes in float32), from the caches at best, so
+// the bound is the caches' load rate, about 1/10 of the FP32 peak. All sums are kept in the
+// Accumulator type and are added in an order fixed by the problem.
+#pragma once
+
+#include "../problem.h"
+#include "dtype.cuh"
+#include "epilogue.cuh"
+#include "index.cuh"
+#include "reduce.cuh"
+
+namespace cnnkernels::CNN_TARGET {
+
+constexpr int kThreadsPerSum = 128;
+
+// Sums over many channels are kept in parts of this many, which are then added: rounding errors
+// grow with the length of a chain of additions, and two short chains err less than a long one.
+constexpr int kChannelsPerPart = 16;
+
+// The gradient of the convolution's sum: grad_output itself, or zero where a fused ReLU was
+// closed. NaN counts as open, as in torch.
+template <class T>
+struct GradOutput {
+  const T* grad;
+  const T* relu;  // saved output of conv+ReLU, or null
+
+  __device__ Accumulator<T> at(const Conv2dProblem& problem, int n, int k, int p, int q) const {
+    if (relu != nullptr && static_cast<Accumulator<T>>(relu[problem.relu.at(n, k, p, q)]) <= 0)
+      return 0;
+    return static_cast<Accumulator<T>>(grad[problem.output.at(n, k, p, q)]);
+  }
+};
+
+// Walks the outputs (n, p, q) from the thread's own on, in steps of the block's size, without a
+// division a step.
+struct OutputWalk {
+  int n, p, q;
+  int step_n, step_p, step_q;
+
+  __device__ OutputWalk(const Conv2dProblem& problem) {
+    const int64_t pixels = static_cast<int64_t>(problem.P) * problem.Q;
+    const int pixel = threadIdx.x % pixels, step = blockDim.x % pixels;
+    n = threadIdx.x / pixels, p = pixel / problem.Q, q = pixel % problem.Q;
+    step_n = blockDim.x / pixels, step_p = step / problem.Q, step_q = step % problem.Q;
+  }
+
+  __device__ void advance(const Conv2dProblem& problem) {
+    q += step_q, p += step_p, n += step_n;
+    if (q >= problem.Q) q -= problem.Q, ++p;
+    if (p >= problem.P) p -= problem.P, ++n;
+  }
+};
+
+template <class T>
+__global__ void conv2d_direct_fprop(Conv2dProblem problem, const T* __restrict__ input,
+                                    const T* __restrict__ weight, Epilogue epilogue,
+                                    T* __restrict__ output) {
+  const int64_t outputs = static_cast<int64_t>(problem.N) * problem.K * problem.P * problem.Q;
+  if (global_thread() >= outputs) return;
+  const auto [n, k, p, q] =
+      position_of(global_thread(), problem.K, problem.P, problem.Q, problem.output);
+
+  const int first_c = k / problem.group_filters() * problem.group_channels();
+  const int h0 = p * problem.stride_h - problem.pad_top;
+  const int w0 = q * problem.stride_w - problem.pad_left;
+  const Range rows = taps_inside(h0, problem.R, problem.dilation_h, problem.H);
+  const Range columns = taps_inside(w0, problem.S, problem.dilation_w, problem.W);
+
+  Accumulator<T> sum = 0, part = 0;
+  for (int c = 0; c < problem.group_channels(); ++c) {
+    for (int r = rows.begin; r < rows.end; ++r) {
+      const T* in = input + problem.input.at(n, first_c + c, h0 + r * problem.dilation_h, w0);
+      const T* filter = weight + problem.weight.at(k, c, r, 0);
+      for (int s = columns.begin; s < columns.end; ++s)
+        part += static_cast<Accumulator<T>>(in[s * problem.dilation_w * problem.input.w]) *
+                static_cast<Accumulator<T>>(filter[s * problem.weight.w]);
+    }
+    if ((c + 1) % kChannelsPerPart == 0) sum += part, part = 0;
+  }
+  sum += part;
+  output[problem.output.at(n, k, p, q)] = finish<T>(sum, epilogue, k);
+}
+
+template <class T>
+__global__ void conv2d_direct_dgrad(Conv2dProblem problem, GradOutput<T> grad_output,
+                                    const T* __restrict__ weight, T* __restrict__ grad_input) {
+  const int64_t inputs = static_cast<int64_t>(problem.N) * problem.C * problem.H * problem.W;
+  if (global_thread() >= inputs) return;
+  const auto [n, c, h, w] =
+      position_of(global_thread(), problem.C, problem.H, problem.W, problem.input);
+
+  const int first_k = c / problem.group_channels() * problem.group_filters();
+  const int weight_c = c % problem.group_channels();
+
+  Accumulator<T> sum = 0, part = 0;
+  for (int r = 0; r < problem.R; ++r) {
+    const int p =
+        reader_of(h, r * problem.dilation_h - problem.pad_top, problem.stride_h, problem.P);
+    if (p < 0) continue;
+    for (int s = 0; s < problem.S; ++s) {
+      const int q =
+          reader_of(w, s * problem.dilation_w - problem.pad_left, problem.stride_w, problem.Q);
+      if (q < 0) continue;
+      for (int k = 0; k < problem.group_filters(); ++k) {
+        part += grad_output.at(problem, n, first_k + k, p, q) *
+                static_cast<Accumulator<T>>(weight[problem.weight.at(first_k + k, weight_c, r, s)]);
+        if ((k + 1) % kChannelsPerPart == 0) sum += part, part = 0;
+      }
+    }
+  }
+  sum += part;
+  grad_input[problem.input.at(n, c, h, w)] = static_cast<T>(sum);
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreadsPerSum)
+    conv2d_direct_wgrad(Conv2dProblem problem, GradOutput<T> grad_output,
+                        const T* __restrict__ input, T* __restrict__ grad_weight) {
+  const auto [k, c, r, s] =
+      position_of(blockIdx.x, problem.group_channels(), problem.R, problem.S, problem.weight);
+  const int input_c = k / problem.group_filters() * problem.group_channels() + c;
+  const int h0 = r * problem.dilation_h - problem.pad_top;
+  const int w0 = s * problem.dilation_w - problem.pad_left;
+
+  Accumulator<T> sum = 0;
+  for (OutputWalk at(problem); at.n < problem.N; at.advance(problem)) {
+    const int h = at.p * problem.stride_h + h0, w = at.q * problem.stride_w + w0;
+    if (h < 0 || h >= problem.H || w < 0 || w >= problem.W) continue;
+    sum += grad_output.at(problem, at.n, k, at.p, at.q) *
+           static_cast<Accumulator<T>>(input[problem.input.at(at.n, input_c, h, w)]);
+  }
+  sum = block_sum<kThreadsPerSum>(sum);
+  if (threadIdx.x == 0) grad_weight[problem.weight.at(k, c, r, s)] = static_cast<T>(sum);
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreadsPerSum)
+    conv2d_direct_bgrad(Conv2dProblem problem, GradOutput<T> grad_output,
+                        T* __restrict__ grad_bias) {
+  const int k = blockIdx.x;
+  Accumulator<T> sum = 0;
+  for (OutputWalk at(problem); at.n < problem.N; at.advance(problem))
+    sum += grad_output.at(problem, at.n, k, at.p, at.q);
+  sum = block_sum<kThreadsPerSum>(sum);
+  if (threadIdx.x == 0) grad_bias[k] = static_cast<T>(sum);
+}
+
+}  // namespace cnnkernels::CNN_TARGET

@@ -1,0 +1,14 @@
+// The CUDA algorithms, in order of preference; the emulator's list is this same file, compiled
+// for the CPU. A new algorithm is its own file, a declaration and a line here.
+#include "../registry.h"
+#include "device.h"
+
+namespace cnnkernels::CNN_TARGET {
+
+Conv2dAlgorithm conv2d_direct();
+Pool2dAlgorithm pool2d_direct();
+
+std::vector<Conv2dAlgorithm> conv2d_algorithms() { return {conv2d_direct()}; }
+std::vector<Pool2dAlgorithm> pool2d_algorithms() { return {pool2d_direct()}; }
+
+}  // namespace cnnkernels::CNN_TARGET

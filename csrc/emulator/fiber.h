@@ -1,0 +1,44 @@
+// A fiber: a stack of its own and a place on it where execution goes on when someone switches
+// to it. Fibers of one OS thread take turns by their own will; they never leave that thread.
+#pragma once
+
+#include <cstddef>
+
+#if !defined(__x86_64__) || defined(CNNKERNELS_UCONTEXT_FIBERS)
+#define CNNKERNELS_UCONTEXT
+#include <ucontext.h>
+#endif
+
+namespace cnnkernels::emulator {
+
+class Fiber {
+ public:
+  // The OS thread's own stack; it becomes resumable by switching away from it.
+  Fiber() = default;
+
+  // A new stack. Stacks whose `color` differs begin at different cache sets: many fibers that
+  // all use the top of a page-aligned stack would evict each other.
+  Fiber(std::size_t stack_bytes, unsigned color);
+  ~Fiber();
+  Fiber(const Fiber&) = delete;
+  Fiber& operator=(const Fiber&) = delete;
+
+  // The next switch to this fiber calls entry() on an emptied stack, whatever it did before.
+  // entry() must neither return nor let an exception out.
+  void reset(void (*entry)());
+
+  // Leaves `from`, the running fiber, and goes on in `to`; returns when someone switches back.
+  static void switch_between(Fiber& from, Fiber& to);
+
+ private:
+  char* mapping_ = nullptr;  // guard page, then the stack
+  std::size_t mapping_bytes_ = 0;
+  char* top_ = nullptr;
+#ifdef CNNKERNELS_UCONTEXT
+  ucontext_t context_;
+#else
+  void* stack_pointer_ = nullptr;
+#endif
+};
+
+}  // namespace cnnkernels::emulator

@@ -1,0 +1,591 @@
+// The ops: schemas, argument checks, allocation, dispatch to a kernel. The only C++ that sees a
+// Tensor. Checks come before any allocation, with torch's meaning; whatever is not an argument's
+// value (types, rank of unbatched input, modes) is settled in functional.py.
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <climits>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "registry.h"
+
+// In libtorch_cuda: null beside a CPU-only torch.
+extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device,
+                                                                                   void** stream);
+
+namespace cnnkernels {
+namespace {
+
+using torch::headeronly::IntHeaderOnlyArrayRef;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Ints = std::vector<int64_t>;
+using OptionalTensor = std::optional<Tensor>;
+
+std::string text(IntHeaderOnlyArrayRef sizes) {
+  std::string list;
+  for (int64_t size : sizes) list += (list.empty() ? "" : ", ") + std::to_string(size);
+  return "[" + list + "]";
+}
+
+// ---------------------------------------------------------------- tensors
+
+Dtype dtype_of(const Tensor& tensor) {
+  const ScalarType type = tensor.scalar_type();
+  if (type == ScalarType::Float) return Dtype::float32;
+  if (type == ScalarType::Double) return Dtype::float64;
+  if (type == ScalarType::Half) return Dtype::float16;
+  STD_TORCH_CHECK(type == ScalarType::BFloat16, "cnnkernels: not implemented for '",
+                  torch::headeronly::toString(type), "'");
+  return Dtype::bfloat16;
+}
+
+Strides strides_of(const Tensor& tensor) {
+  const auto strides = tensor.strides();
+  return {strides[0], strides[1], strides[2], strides[3]};
+}
+
+Ints sizes_of(const Tensor& tensor) {
+  const auto sizes = tensor.sizes();
+  return Ints(sizes.begin(), sizes.end());
+}
+
+// A size or an argument, or a sum of them, which kernels keep in an int.
+int narrow(int64_t value, const char* what) {
+  STD_TORCH_CHECK(value >= INT_MIN && value <= INT_MAX, "cnnkernels: ", what, " of ", value,
+                  " is over the limit of 2^31 - 1");
+  return static_cast<int>(value);
+}
+
+// torch's Tensor.suggest_memory_format() == channels_last (c10/core/MemoryFormat.h): strides
+// descend in the order N, H, W, C; ambiguous cases count as NCHW.
+bool is_channels_last(const Tensor& tensor) {
+  const auto sizes = tensor.sizes(), strides = tensor.strides();
+  if (strides[1] == 0) return false;
+  int64_t least = 0;
+  for (int d : {1, 3, 2, 0}) {
+    if (sizes[d] == 0 || strides[d] < least) return false;
+    if (d == 0 && least == strides[1]) return false;
+    least = strides[d] * (sizes[d] > 1 ? sizes[d] : 1);
+  }
+  return true;
+}
+
+Tensor empty(const Tensor& like, std::vector<int64_t> sizes, bool channels_last,
+             std::optional<int32_t> dtype = std::nullopt) {
+  int32_t device_type, own_dtype;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &own_dtype));
+  std::vector<int64_t> strides(sizes.size());
+  int64_t stride = 1;
+  const auto place = [&](size_t d) {
+    strides[d] = stride;
+    stride *= sizes[d] > 1 ? sizes[d] : 1;
+  };
+  if (channels_last) {
+    for (size_t d : {1, 3, 2, 0}) place(d);
+  } else {
+    for (size_t d = sizes.size(); d-- > 0;) place(d);
+  }
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(sizes.size(), sizes.data(), strides.data(),
+                                                         dtype.value_or(own_dtype), device_type,
+                                                         like.get_device_index(), &handle));
+  return Tensor(handle);
+}
+
+// ---------------------------------------------------------------- where it runs
+
+// The backend of a call, with the tensors' device made current while it lives.
+class Placement {
+ public:
+  Placement(const Tensor& tensor, bool emulate) {
+    if (!tensor.is_cuda()) {
+      backend = emulate ? Backend::emulated : Backend::cpu;
+      return;
+    }
+    STD_TORCH_CHECK(!emulate, "cnnkernels: emulate_cuda() runs tensors on the CPU only");
+    backend = Backend::cuda;
+    guard_.emplace(tensor.get_device_index());
+    STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr,
+                    "cnnkernels: this torch has no CUDA stream to launch on");
+    STABLE_TORCH_ERROR_CODE_CHECK(
+        aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+  }
+
+  Backend backend;
+  Stream stream = nullptr;
+
+ private:
+  std::optional<torch::stable::accelerator::DeviceGuard> guard_;
+};
+
+const std::vector<Conv2dAlgorithm>& algorithms(Backend backend, const Conv2dProblem&) {
+  return conv2d_algorithms(backend);
+}
+
+const std::vector<Pool2dAlgorithm>& algorithms(Backend backend, const Pool2dProblem&) {
+  return pool2d_algorithms(backend);
+}
+
+// The given pass of the first algorithm that can run the problem.
+template <class Problem, class Algorithm, class Pass>
+Pass choose(Backend backend, const Problem& problem, Dtype dtype, Pass Algorithm::* pass) {
+  std::string reasons;
+  for (const Algorithm& algorithm : algorithms(backend, problem)) {
+    if (algorithm.*pass == nullptr) continue;
+    const char* reason = algorithm.unsupported(problem, dtype);
+    if (reason == nullptr) return algorithm.*pass;
+    reasons += std::string("; ") + algorithm.name + ": " + reason;
+  }
+  STD_TORCH_CHECK(backend != Backend::cuda || !reasons.empty(),
+                  "cnnkernels: this build has no CUDA kernels (it was built without nvcc)");
+  STD_TORCH_CHECK(false, "cnnkernels: no kernel for this call", reasons);
+}
+
+void check_same(const Tensor& a, const char* a_name, const Tensor& b, const char* b_name) {
+  STD_TORCH_CHECK(a.is_cuda() == b.is_cuda() && a.get_device_index() == b.get_device_index(),
+                  "Expected all tensors to be on the same device, but ", a_name, " and ", b_name,
+                  " are not");
+  STD_TORCH_CHECK(a.scalar_type() == b.scalar_type(), a_name, " type (",
+                  torch::headeronly::toString(a.scalar_type()), ") and ", b_name, " type (",
+                  torch::headeronly::toString(b.scalar_type()), ") should be the same");
+}
+
+void check_rank(const Tensor& tensor, const char* name) {
+  STD_TORCH_CHECK(tensor.dim() == 4, "Expected 4D ", name, ", but got ", name,
+                  " of size: ", text(tensor.sizes()));
+}
+
+// A tensor of a backward pass: as large as the problem says, and of a kind with the gradient.
+void check_operand(const Tensor& tensor, const char* name, const Ints& sizes,
+                   const Tensor& grad_output) {
+  STD_TORCH_CHECK(sizes_of(tensor) == sizes, "Expected ", name, " of size ", text(sizes),
+                  ", but got ", text(tensor.sizes()));
+  check_same(grad_output, "grad_output", tensor, name);
+}
+
+// ---------------------------------------------------------------- convolution
+
+struct ConvArguments {
+  const Ints &stride, &padding, &dilation;  // padding: top, bottom, left, right
+  int64_t groups;
+};
+
+void check_conv(const Ints& input, const Ints& weight, const ConvArguments& arguments) {
+  const int64_t groups = arguments.groups;
+  STD_TORCH_CHECK(groups > 0, "non-positive groups is not supported");
+  for (int i = 0; i < 2; ++i) {
+    STD_TORCH_CHECK(arguments.stride[i] > 0, "non-positive stride is not supported");
+    STD_TORCH_CHECK(arguments.dilation[i] > 0, "dilation should be greater than zero");
+  }
+  for (int64_t padding : arguments.padding)
+    STD_TORCH_CHECK(padding >= 0, "negative padding is not supported");
+  STD_TORCH_CHECK(weight[0] > 0 && weight[2] > 0 && weight[3] > 0,
+                  "non-empty 4D weight tensor expected, but got weight of size ", text(weight));
+  STD_TORCH_CHECK(weight[0] % groups == 0, "Given groups=", groups,
+                  ", expected weight to be divisible by ", groups,
+                  " at dimension 0, but got weight of size ", text(weight), " instead");
+  STD_TORCH_CHECK(input[1] == weight[1] * groups, "Given groups=", groups, ", weight of size ",
+                  text(weight), ", expected input", text(input), " to have ", weight[1] * groups,
+                  " channels, but got ", input[1], " channels instead");
+}
+
+// Sizes only; strides come from the tensors at hand. Every int in it is checked, so that sums
+// such as p * stride + r * dilation cannot overflow.
+Conv2dProblem conv_problem(const Ints& input, const Ints& weight, const ConvArguments& arguments) {
+  check_conv(input, weight, arguments);
+  const auto &stride = arguments.stride, &padding = arguments.padding,
+             &dilation = arguments.dilation;
+  Conv2dProblem problem{};
+  problem.N = narrow(input[0], "N"), problem.C = narrow(input[1], "C");
+  problem.H = narrow(input[2], "H"), problem.W = narrow(input[3], "W");
+  problem.K = narrow(weight[0], "K");
+  problem.R = narrow(weight[2], "R"), problem.S = narrow(weight[3], "S");
+  problem.groups = narrow(arguments.groups, "groups");
+  problem.stride_h = narrow(stride[0], "stride"), problem.stride_w = narrow(stride[1], "stride");
+  problem.dilation_h = narrow(dilation[0], "dilation");
+  problem.dilation_w = narrow(dilation[1], "dilation");
+  problem.pad_top = narrow(padding[0], "padding"), problem.pad_left = narrow(padding[2], "padding");
+
+  const int height = narrow(input[2] + padding[0] + padding[1], "padded input height");
+  const int width = narrow(input[3] + padding[2] + padding[3], "padded input width");
+  const int64_t filter_h = dilated_extent(problem.R, problem.dilation_h);
+  const int64_t filter_w = dilated_extent(problem.S, problem.dilation_w);
+  STD_TORCH_CHECK(filter_h <= height && filter_w <= width,
+                  "Calculated padded input size per channel: (", height, " x ", width,
+                  "). Kernel size: (", filter_h, " x ", filter_w,
+                  "). Kernel size can't be greater than actual input size");
+  problem.P = conv_output_size(height, problem.R, problem.stride_h, problem.dilation_h);
+  problem.Q = conv_output_size(width, problem.S, problem.stride_w, problem.dilation_w);
+  return problem;
+}
+
+Ints output_sizes(const Conv2dProblem& problem) {
+  return {problem.N, problem.K, problem.P, problem.Q};
+}
+
+Tensor conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+              const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
+              bool relu, bool emulate) {
+  check_rank(input, "input");
+  check_rank(weight, "weight");
+  check_same(input, "Input", weight, "weight");
+  Conv2dProblem problem =
+      conv_problem(sizes_of(input), sizes_of(weight), {stride, padding, dilation, groups});
+  problem.input = strides_of(input);
+  problem.weight = strides_of(weight);
+  if (bias) {
+    check_same(input, "Input", *bias, "bias");
+    STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == problem.K, "Given weight of size ",
+                    text(weight.sizes()), ", expected bias to be 1-dimensional with ", problem.K,
+                    " elements, but got bias of size ", text(bias->sizes()), " instead");
+  }
+  const Placement placement(input, emulate);
+  const auto fprop = choose(placement.backend, problem, dtype_of(input), &Conv2dAlgorithm::fprop);
+
+  const Tensor output =
+      empty(input, output_sizes(problem), is_channels_last(input) || is_channels_last(weight));
+  problem.output = strides_of(output);
+  if (output.numel() == 0) return output;
+  const Epilogue epilogue{bias ? bias->const_data_ptr() : nullptr, bias ? bias->stride(0) : 0,
+                          relu};
+  fprop(problem, dtype_of(input), input.const_data_ptr(), weight.const_data_ptr(), epilogue,
+        output.mutable_data_ptr(), placement.stream);
+  return output;
+}
+
+// grad_input where the weight is given, grad_weight where the input is, grad_bias where asked for;
+// the others stay undefined (None), and a caller need not keep what they would read.
+std::tuple<Tensor, Tensor, Tensor> conv2d_backward(
+    const Tensor& grad_output, const OptionalTensor& relu_output, const OptionalTensor& input,
+    const OptionalTensor& weight, const Ints& input_size, const Ints& weight_size,
+    bool channels_last, const Ints& stride, const Ints& padding, const Ints& dilation,
+    int64_t groups, bool need_bias, bool emulate) {
+  Conv2dProblem problem =
+      conv_problem(input_size, weight_size, {stride, padding, dilation, groups});
+  check_operand(grad_output, "grad_output", output_sizes(problem), grad_output);
+  problem.output = strides_of(grad_output);
+  if (relu_output) {
+    check_operand(*relu_output, "output", output_sizes(problem), grad_output);
+    problem.relu = strides_of(*relu_output);
+  }
+  if (weight) {
+    check_operand(*weight, "weight", weight_size, grad_output);
+    problem.weight = strides_of(*weight);
+  }
+  if (input) {
+    check_operand(*input, "input", input_size, grad_output);
+    problem.input = strides_of(*input);
+  }
+
+  const Placement placement(grad_output, emulate);
+  const Dtype dtype = dtype_of(grad_output);
+  const void* grad = grad_output.const_data_ptr();
+  const void* relu = relu_output ? relu_output->const_data_ptr() : nullptr;
+  Tensor grad_input, grad_weight, grad_bias;
+  if (weight) {
+    const auto dgrad = choose(placement.backend, problem, dtype, &Conv2dAlgorithm::dgrad);
+    grad_input = empty(grad_output, input_size, channels_last);
+    Conv2dProblem own = problem;
+    own.input = strides_of(grad_input);
+    if (grad_input.numel() != 0)
+      dgrad(own, dtype, grad, relu, weight->const_data_ptr(), grad_input.mutable_data_ptr(),
+            placement.stream);
+  }
+  if (input) {
+    const auto wgrad = choose(placement.backend, problem, dtype, &Conv2dAlgorithm::wgrad);
+    grad_weight = empty(grad_output, weight_size, channels_last);
+    Conv2dProblem own = problem;
+    own.weight = strides_of(grad_weight);
+    if (grad_weight.numel() != 0)
+      wgrad(own, dtype, grad, relu, input->const_data_ptr(), grad_weight.mutable_data_ptr(),
+            placement.stream);
+  }
+  if (need_bias) {
+    const auto bgrad = choose(placement.backend, problem, dtype, &Conv2dAlgorithm::bgrad);
+    grad_bias = empty(grad_output, {problem.K}, false);
+    bgrad(problem, dtype, grad, relu, grad_bias.mutable_data_ptr(), placement.stream);
+  }
+  return {grad_input, grad_weight, grad_bias};
+}
+
+// ---------------------------------------------------------------- pooling
+
+struct PoolArguments {
+  const Ints &kernel_size, &stride, &padding, &dilation;
+  bool ceil_mode;
+};
+
+Ints output_sizes(const Pool2dProblem& problem) {
+  return {problem.N, problem.C, problem.P, problem.Q};
+}
+
+// Sizes only; strides come from the tensors at hand.
+Pool2dProblem pool_problem(const Ints& sizes, const PoolArguments& arguments) {
+  const auto &kernel = arguments.kernel_size, &stride = arguments.stride,
+             &padding = arguments.padding, &dilation = arguments.dilation;
+  STD_TORCH_CHECK(sizes[1] > 0 && sizes[2] > 0 && sizes[3] > 0,
+                  "Expected 3D or 4D (batch mode) tensor with optional 0 dim batch size for "
+                  "input, but got: ",
+                  text(sizes));
+  int64_t output[2];
+  for (int i = 0; i < 2; ++i) {
+    STD_TORCH_CHECK(kernel[i] > 0,
+                    "kernel size should be greater than zero, but got kH: ", kernel[0],
+                    " kW: ", kernel[1]);
+    STD_TORCH_CHECK(stride[i] > 0, "stride should be greater than zero, but got dH: ", stride[0],
+                    " dW: ", stride[1]);
+    STD_TORCH_CHECK(dilation[i] > 0,
+                    "dilation should be greater than zero, but got dilationH: ", dilation[0],
+                    " dilationW: ", dilation[1]);
+    const int64_t extent =
+        narrow(dilated_extent(narrow(kernel[i], "kernel size"), narrow(dilation[i], "dilation")),
+               "window extent");
+    STD_TORCH_CHECK(padding[i] >= 0, "pad must be non-negative, but got pad: ", padding[i]);
+    STD_TORCH_CHECK(padding[i] <= extent / 2,
+                    "pad should be at most half of effective kernel size, but got pad=", padding[i],
+                    ", kernel_size=", kernel[i], " and dilation=", dilation[i]);
+    narrow(sizes[2 + i] + 2 * padding[i] + narrow(stride[i], "stride") + extent,
+           "padded input size");
+    output[i] = pool_output_size(sizes[2 + i], padding[i], kernel[i], stride[i], dilation[i],
+                                 arguments.ceil_mode);
+  }
+  STD_TORCH_CHECK(output[0] >= 1 && output[1] >= 1, "Given input size: (", sizes[1], "x", sizes[2],
+                  "x", sizes[3], "). Calculated output size: (", sizes[1], "x", output[0], "x",
+                  output[1], "). Output size is too small");
+  Pool2dProblem problem{};
+  problem.N = narrow(sizes[0], "N"), problem.C = narrow(sizes[1], "C");
+  problem.H = narrow(sizes[2], "H"), problem.W = narrow(sizes[3], "W");
+  problem.R = kernel[0], problem.S = kernel[1];
+  problem.P = output[0], problem.Q = output[1];
+  problem.stride_h = stride[0], problem.stride_w = stride[1];
+  problem.pad_h = padding[0], problem.pad_w = padding[1];
+  problem.dilation_h = dilation[0], problem.dilation_w = dilation[1];
+  return problem;
+}
+
+Pool2dProblem forward_problem(const Tensor& input, const PoolArguments& arguments) {
+  check_rank(input, "input");
+  Pool2dProblem problem = pool_problem(sizes_of(input), arguments);
+  problem.input = strides_of(input);
+  return problem;
+}
+
+// input_size is H, W; the planes are grad_output's.
+Pool2dProblem backward_problem(const Tensor& grad_output, const Ints& input_size,
+                               const PoolArguments& arguments) {
+  check_rank(grad_output, "grad_output");
+  Pool2dProblem problem = pool_problem(
+      {grad_output.size(0), grad_output.size(1), input_size[0], input_size[1]}, arguments);
+  check_operand(grad_output, "grad_output", output_sizes(problem), grad_output);
+  problem.output = strides_of(grad_output);
+  return problem;
+}
+
+Argmax compact_argmax(const Pool2dProblem& problem) {
+  const int64_t window = static_cast<int64_t>(problem.R) * problem.S;
+  return window <= kMaxByteWindow ? Argmax::uint8 : Argmax::int32;
+}
+
+int32_t argmax_dtype(Argmax kind) {
+  if (kind == Argmax::uint8) return aoti_torch_dtype_uint8();
+  return kind == Argmax::int32 ? aoti_torch_dtype_int32() : aoti_torch_dtype_int64();
+}
+
+// The kind of a stored argmax, checked against the problem.
+Argmax argmax_of(const Tensor& argmax, const Pool2dProblem& problem) {
+  const ScalarType type = argmax.scalar_type();
+  const Argmax kind = type == ScalarType::Long ? Argmax::int64 : compact_argmax(problem);
+  const ScalarType expected = kind == Argmax::int64   ? ScalarType::Long
+                              : kind == Argmax::int32 ? ScalarType::Int
+                                                      : ScalarType::Byte;
+  STD_TORCH_CHECK(type == expected && sizes_of(argmax) == output_sizes(problem),
+                  "Expected an argmax of size ", text(output_sizes(problem)), " and type ",
+                  torch::headeronly::toString(expected), ", but got ", text(argmax.sizes()),
+                  " and ", torch::headeronly::toString(type));
+  return kind;
+}
+
+std::tuple<Tensor, Tensor> max_forward(const Tensor& input, const PoolArguments& arguments,
+                                       bool want_argmax, bool indices, bool emulate) {
+  Pool2dProblem problem = forward_problem(input, arguments);
+  const Placement placement(input, emulate);
+  const auto forward =
+      choose(placement.backend, problem, dtype_of(input), &Pool2dAlgorithm::max_forward);
+
+  const bool channels_last = is_channels_last(input);
+  const Tensor output = empty(input, output_sizes(problem), channels_last);
+  problem.output = problem.argmax = strides_of(output);
+  const Argmax kind = !want_argmax ? Argmax::none
+                      : indices    ? Argmax::int64
+                                   : compact_argmax(problem);
+  const Tensor argmax = want_argmax
+                            ? empty(input, output_sizes(problem), channels_last, argmax_dtype(kind))
+                            : Tensor();
+  if (output.numel() != 0)
+    forward(problem, dtype_of(input), input.const_data_ptr(), output.mutable_data_ptr(),
+            want_argmax ? argmax.mutable_data_ptr() : nullptr, kind, placement.stream);
+  return {output, argmax};
+}
+
+Tensor max_pool2d(const Tensor& input, const Ints& kernel_size, const Ints& stride,
+                  const Ints& padding, const Ints& dilation, bool ceil_mode, bool emulate) {
+  return std::get<0>(max_forward(input, {kernel_size, stride, padding, dilation, ceil_mode}, false,
+                                 false, emulate));
+}
+
+std::tuple<Tensor, Tensor> max_pool2d_with_argmax(const Tensor& input, const Ints& kernel_size,
+                                                  const Ints& stride, const Ints& padding,
+                                                  const Ints& dilation, bool ceil_mode,
+                                                  bool indices, bool emulate) {
+  return max_forward(input, {kernel_size, stride, padding, dilation, ceil_mode}, true, indices,
+                     emulate);
+}
+
+Tensor max_pool2d_backward(const Tensor& grad_output, const Tensor& argmax, const Ints& input_size,
+                           bool channels_last, const Ints& kernel_size, const Ints& stride,
+                           const Ints& padding, const Ints& dilation, bool ceil_mode,
+                           bool emulate) {
+  Pool2dProblem problem = backward_problem(grad_output, input_size,
+                                           {kernel_size, stride, padding, dilation, ceil_mode});
+  const Argmax kind = argmax_of(argmax, problem);
+  problem.argmax = strides_of(argmax);
+  const Placement placement(grad_output, emulate);
+  const auto backward =
+      choose(placement.backend, problem, dtype_of(grad_output), &Pool2dAlgorithm::max_backward);
+
+  const Tensor grad_input =
+      empty(grad_output, {problem.N, problem.C, problem.H, problem.W}, channels_last);
+  problem.input = strides_of(grad_input);
+  if (grad_input.numel() != 0)
+    backward(problem, dtype_of(grad_output), grad_output.const_data_ptr(), argmax.const_data_ptr(),
+             kind, grad_input.mutable_data_ptr(), placement.stream);
+  return grad_input;
+}
+
+Tensor max_pool2d_gather(const Tensor& input, const Tensor& argmax, const Ints& kernel_size,
+                         const Ints& stride, const Ints& padding, const Ints& dilation,
+                         bool ceil_mode, bool emulate) {
+  Pool2dProblem problem =
+      forward_problem(input, {kernel_size, stride, padding, dilation, ceil_mode});
+  const Argmax kind = argmax_of(argmax, problem);
+  problem.argmax = strides_of(argmax);
+  const Placement placement(input, emulate);
+  const auto gather =
+      choose(placement.backend, problem, dtype_of(input), &Pool2dAlgorithm::max_gather);
+
+  const Tensor output = empty(input, output_sizes(problem), is_channels_last(argmax));
+  problem.output = strides_of(output);
+  if (output.numel() != 0)
+    gather(problem, dtype_of(input), input.const_data_ptr(), argmax.const_data_ptr(), kind,
+           output.mutable_data_ptr(), placement.stream);
+  return output;
+}
+
+const Ints kNoDilation{1, 1};
+
+void set_divisor(Pool2dProblem& problem, bool count_include_pad,
+                 const std::optional<int64_t>& divisor_override) {
+  STD_TORCH_CHECK(!divisor_override || *divisor_override != 0, "divisor must be not zero");
+  problem.count_include_pad = count_include_pad;
+  problem.divisor_override = divisor_override.value_or(0);
+}
+
+Tensor avg_pool2d(const Tensor& input, const Ints& kernel_size, const Ints& stride,
+                  const Ints& padding, bool ceil_mode, bool count_include_pad,
+                  std::optional<int64_t> divisor_override, bool emulate) {
+  Pool2dProblem problem =
+      forward_problem(input, {kernel_size, stride, padding, kNoDilation, ceil_mode});
+  set_divisor(problem, count_include_pad, divisor_override);
+  const Placement placement(input, emulate);
+  const auto forward =
+      choose(placement.backend, problem, dtype_of(input), &Pool2dAlgorithm::avg_forward);
+
+  const Tensor output = empty(input, output_sizes(problem), is_channels_last(input));
+  problem.output = strides_of(output);
+  if (output.numel() != 0)
+    forward(problem, dtype_of(input), input.const_data_ptr(), output.mutable_data_ptr(),
+            placement.stream);
+  return output;
+}
+
+Tensor avg_pool2d_backward(const Tensor& grad_output, const Ints& input_size, bool channels_last,
+                           const Ints& kernel_size, const Ints& stride, const Ints& padding,
+                           bool ceil_mode, bool count_include_pad,
+                           std::optional<int64_t> divisor_override, bool emulate) {
+  Pool2dProblem problem = backward_problem(grad_output, input_size,
+                                           {kernel_size, stride, padding, kNoDilation, ceil_mode});
+  set_divisor(problem, count_include_pad, divisor_override);
+  const Placement placement(grad_output, emulate);
+  const auto backward =
+      choose(placement.backend, problem, dtype_of(grad_output), &Pool2dAlgorithm::avg_backward);
+
+  const Tensor grad_input =
+      empty(grad_output, {problem.N, problem.C, problem.H, problem.W}, channels_last);
+  problem.input = strides_of(grad_input);
+  if (grad_input.numel() != 0)
+    backward(problem, dtype_of(grad_output), grad_output.const_data_ptr(),
+             grad_input.mutable_data_ptr(), placement.stream);
+  return grad_input;
+}
+
+template <class Library>
+void register_kernels(Library& m) {
+  m.impl("conv2d", TORCH_BOX(&conv2d));
+  m.impl("conv2d_backward", TORCH_BOX(&conv2d_backward));
+  m.impl("max_pool2d", TORCH_BOX(&max_pool2d));
+  m.impl("max_pool2d_with_argmax", TORCH_BOX(&max_pool2d_with_argmax));
+  m.impl("max_pool2d_backward", TORCH_BOX(&max_pool2d_backward));
+  m.impl("max_pool2d_gather", TORCH_BOX(&max_pool2d_gather));
+  m.impl("avg_pool2d", TORCH_BOX(&avg_pool2d));
+  m.impl("avg_pool2d_backward", TORCH_BOX(&avg_pool2d_backward));
+}
+
+}  // namespace
+}  // namespace cnnkernels
+
+// conv2d with its epilogue, conv2d_backward and the pools are each other's derivatives: see
+// cnnkernels/autograd.py. padding of a convolution is top, bottom, left, right, so that 'same'
+// with an even filter needs no copy. `emulate` runs the CUDA kernels on CPU tensors; it is an
+// argument, and no ambient state, so that a backward pass or a captured graph keeps it.
+STABLE_TORCH_LIBRARY(cnnkernels, m) {
+  m.def(
+      "conv2d(Tensor input, Tensor weight, Tensor? bias, SymInt[2] stride, SymInt[4] padding, "
+      "SymInt[2] dilation, SymInt groups, bool relu, bool emulate) -> Tensor");
+  m.def(
+      "conv2d_backward(Tensor grad_output, Tensor? relu_output, Tensor? input, Tensor? weight, "
+      "SymInt[4] input_size, SymInt[4] weight_size, bool channels_last, SymInt[2] stride, "
+      "SymInt[4] padding, SymInt[2] dilation, SymInt groups, bool need_bias, bool emulate) -> "
+      "(Tensor, Tensor, Tensor)");
+  m.def(
+      "max_pool2d(Tensor input, SymInt[2] kernel_size, SymInt[2] stride, SymInt[2] padding, "
+      "SymInt[2] dilation, bool ceil_mode, bool emulate) -> Tensor");
+  m.def(
+      "max_pool2d_with_argmax(Tensor input, SymInt[2] kernel_size, SymInt[2] stride, "
+      "SymInt[2] padding, SymInt[2] dilation, bool ceil_mode, bool indices, bool emulate) -> "
+      "(Tensor, Tensor)");
+  m.def(
+      "max_pool2d_backward(Tensor grad_output, Tensor argmax, SymInt[2] input_size, "
+      "bool channels_last, SymInt[2] kernel_size, SymInt[2] stride, SymInt[2] padding, "
+      "SymInt[2] dilation, bool ceil_mode, bool emulate) -> Tensor");
+  m.def(
+      "max_pool2d_gather(Tensor input, Tensor argmax, SymInt[2] kernel_size, SymInt[2] stride, "
+      "SymInt[2] padding, SymInt[2] dilation, bool ceil_mode, bool emulate) -> Tensor");
+  m.def(
+      "avg_pool2d(Tensor input, SymInt[2] kernel_size, SymInt[2] stride, SymInt[2] padding, "
+      "bool ceil_mode, bool count_include_pad, int? divisor_override, bool emulate) -> Tensor");
+  m.def(
+      "avg_pool2d_backward(Tensor grad_output, SymInt[2] input_size, bool channels_last, "
+      "SymInt[2] kernel_size, SymInt[2] stride, SymInt[2] padding, bool ceil_mode, "
+      "bool count_include_pad, int? divisor_override, bool emulate) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(cnnkernels, CPU, m) { cnnkernels::register_kernels(m); }
+STABLE_TORCH_LIBRARY_IMPL(cnnkernels, CUDA, m) { cnnkernels::register_kernels(m); }

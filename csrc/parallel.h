@@ -1,0 +1,45 @@
+// Threads for the CPU kernels and the emulator. Who provides them is decided at link time:
+// the extension hands on to torch's own pool (so torch.set_num_threads is obeyed), a
+// stand-alone program brings its own two functions.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <exception>
+
+namespace cnnkernels {
+
+using RangeFunction = void (*)(void* context, int64_t begin, int64_t end);
+
+// Calls function(context, begin, end) on disjoint ranges that cover [0, count), of `grain`
+// items or more, on several threads; returns when all are done. The function must not throw.
+void parallel_ranges(int64_t count, int64_t grain, RangeFunction function, void* context);
+
+// How many threads parallel_ranges uses at most.
+int thread_count();
+
+// The same for a callable body(begin, end) that may throw: ranges that have not yet begun are
+// skipped, and the first exception is rethrown here, on the caller's thread.
+template <class Body>
+void parallel_for(int64_t count, int64_t grain, const Body& body) {
+  struct Context {
+    const Body& body;
+    std::atomic<bool> failed;
+    std::exception_ptr error;
+  } context{body, {false}, nullptr};
+  parallel_ranges(
+      count, grain,
+      [](void* opaque, int64_t begin, int64_t end) {
+        auto& shared = *static_cast<Context*>(opaque);
+        if (shared.failed.load(std::memory_order_relaxed)) return;
+        try {
+          shared.body(begin, end);
+        } catch (...) {
+          if (!shared.failed.exchange(true)) shared.error = std::current_exception();
+        }
+      },
+      &context);
+  if (context.error) std::rethrow_exception(context.error);
+}
+
+}  // namespace cnnkernels

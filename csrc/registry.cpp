@@ -1,0 +1,24 @@
+#include "registry.h"
+
+namespace cnnkernels {
+
+#ifndef CNNKERNELS_WITH_CUDA
+namespace cuda {
+std::vector<Conv2dAlgorithm> conv2d_algorithms() { return {}; }
+std::vector<Pool2dAlgorithm> pool2d_algorithms() { return {}; }
+}  // namespace cuda
+#endif
+
+const std::vector<Conv2dAlgorithm>& conv2d_algorithms(Backend backend) {
+  static const std::vector<Conv2dAlgorithm> lists[] = {
+      cpu::conv2d_algorithms(), emulated::conv2d_algorithms(), cuda::conv2d_algorithms()};
+  return lists[static_cast<int>(backend)];
+}
+
+const std::vector<Pool2dAlgorithm>& pool2d_algorithms(Backend backend) {
+  static const std::vector<Pool2dAlgorithm> lists[] = {
+      cpu::pool2d_algorithms(), emulated::pool2d_algorithms(), cuda::pool2d_algorithms()};
+  return lists[static_cast<int>(backend)];
+}
+
+}  // namespace cnnkernels

@@ -1,0 +1,89 @@
+// The kernels there are: per backend a list of algorithms, per algorithm a function a pass.
+// ops.cpp picks from these lists; tests, benchmarks and `cnnkernels info` read them. To add an
+// algorithm, write its file and add one line to the list of its backend: cuda/registry.cu
+// (compiled twice, for CUDA and for the emulator) or cpu/registry.cpp.
+#pragma once
+
+#include <vector>
+
+#include "problem.h"
+
+namespace cnnkernels {
+
+using Stream = void*;  // a cudaStream_t; null off CUDA
+
+// What fprop does to a sum before it is stored.
+struct Epilogue {
+  const void* bias;  // K elements with stride bias_stride, or null
+  int64_t bias_stride;
+  bool relu;  // x < 0 ? 0 : x, so that NaN survives
+};
+
+// The `unsupported` of an algorithm without restrictions.
+template <class Problem>
+const char* runs_everything(const Problem&, Dtype) {
+  return nullptr;
+}
+
+// One convolution algorithm. A null pass is not offered. Tensors are of the Dtype given (sums
+// of 16-bit types are float32). Pointers may be anything where the tensor has no elements.
+// In a backward pass of conv+ReLU, relu_output is the saved output: where it is <= 0 the
+// gradient counts as zero; for a plain convolution it is null.
+struct Conv2dAlgorithm {
+  const char* name;
+
+  // Why the problem cannot be run, or null if it can.
+  const char* (*unsupported)(const Conv2dProblem&, Dtype);
+
+  void (*fprop)(const Conv2dProblem&, Dtype, const void* input, const void* weight, Epilogue,
+                void* output, Stream);
+  void (*dgrad)(const Conv2dProblem&, Dtype, const void* grad_output, const void* relu_output,
+                const void* weight, void* grad_input, Stream);
+  void (*wgrad)(const Conv2dProblem&, Dtype, const void* grad_output, const void* relu_output,
+                const void* input, void* grad_weight, Stream);
+  // grad_bias[k] = sum of grad_output over n, p, q; contiguous.
+  void (*bgrad)(const Conv2dProblem&, Dtype, const void* grad_output, const void* relu_output,
+                void* grad_bias, Stream);
+};
+
+struct Pool2dAlgorithm {
+  const char* name;
+  const char* (*unsupported)(const Pool2dProblem&, Dtype);
+
+  // argmax is null where its kind is none.
+  void (*max_forward)(const Pool2dProblem&, Dtype, const void* input, void* output, void* argmax,
+                      Argmax, Stream);
+  // grad_input[h, w] = sum of grad_output over the windows whose maximum lies at (h, w).
+  void (*max_backward)(const Pool2dProblem&, Dtype, const void* grad_output, const void* argmax,
+                       Argmax, void* grad_input, Stream);
+  // output[p, q] = input at the position that argmax names: the derivative of max_backward,
+  // and the tangent of max_forward.
+  void (*max_gather)(const Pool2dProblem&, Dtype, const void* input, const void* argmax, Argmax,
+                     void* output, Stream);
+  void (*avg_forward)(const Pool2dProblem&, Dtype, const void* input, void* output, Stream);
+  void (*avg_backward)(const Pool2dProblem&, Dtype, const void* grad_output, void* grad_input,
+                       Stream);
+};
+
+enum class Backend { cpu, emulated, cuda };
+
+// The lists of a backend, in order of preference. CUDA's are empty in a build without nvcc.
+const std::vector<Conv2dAlgorithm>& conv2d_algorithms(Backend);
+const std::vector<Pool2dAlgorithm>& pool2d_algorithms(Backend);
+
+namespace cpu {
+std::vector<Conv2dAlgorithm> conv2d_algorithms();
+std::vector<Pool2dAlgorithm> pool2d_algorithms();
+}  // namespace cpu
+
+namespace emulated {
+std::vector<Conv2dAlgorithm> conv2d_algorithms();
+std::vector<Pool2dAlgorithm> pool2d_algorithms();
+}  // namespace emulated
+
+namespace cuda {
+std::vector<Conv2dAlgorithm> conv2d_algorithms();
+std::vector<Pool2dAlgorithm> pool2d_algorithms();
+}  // namespace cuda
+
+}  // namespace cnnkernels

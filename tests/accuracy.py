@@ -1,0 +1,25 @@
+"""How results are judged: against float64, and against torch's own error."""
+
+import torch
+from torch import Tensor
+
+
+def relative_error(result: Tensor, reference: Tensor) -> float:
+    """||result - reference|| / ||reference|| in float64; 0 where both are zero or empty."""
+    difference = torch.linalg.vector_norm(result.double() - reference)
+    if difference == 0:
+        return 0.0
+    return (difference / torch.linalg.vector_norm(reference)).item()
+
+
+def assert_accurate(ours: Tensor, torchs: Tensor, reference: Tensor, what: str = "") -> None:
+    """Our error is at most twice torch's in the same dtype, or four units in the last place."""
+    assert ours.shape == reference.shape, what
+    assert ours.dtype == torchs.dtype, what
+    bound = max(2 * relative_error(torchs, reference), 4 * torch.finfo(ours.dtype).eps)
+    assert relative_error(ours, reference) <= bound, what
+
+
+def integers(*shape: int, dtype: torch.dtype, device: str = "cpu", high: int = 4) -> Tensor:
+    """Small whole numbers: their sums and products are exact in any order."""
+    return torch.randint(-high, high + 1, shape).to(device, dtype)

@@ -1,0 +1,113 @@
+"""Bad input: torch's kind of error, before anything runs."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import cnnkernels
+import cnnkernels.functional as ours
+
+X, W, B = torch.zeros(2, 4, 8, 8), torch.zeros(6, 4, 3, 3), torch.zeros(6)
+
+# function name, arguments, keyword arguments; torch must refuse each, too.
+BAD = {
+    "channels": ("conv2d", (X, torch.zeros(6, 3, 3, 3)), {}),
+    "groups_do_not_divide": ("conv2d", (X, torch.zeros(6, 1, 3, 3)), dict(groups=4)),
+    "no_groups": ("conv2d", (X, W), dict(groups=0)),
+    "negative_groups": ("conv2d", (X, W), dict(groups=-1)),
+    "filter_too_large": ("conv2d", (X, torch.zeros(6, 4, 9, 3)), {}),
+    "dilated_too_large": ("conv2d", (X, W), dict(dilation=4)),
+    "zero_stride": ("conv2d", (X, W), dict(stride=0)),
+    "negative_stride": ("conv2d", (X, W), dict(stride=(1, -1))),
+    "zero_dilation": ("conv2d", (X, W), dict(dilation=0)),
+    "negative_padding": ("conv2d", (X, W), dict(padding=-1)),
+    "bias_length": ("conv2d", (X, W, torch.zeros(5)), {}),
+    "bias_rank": ("conv2d", (X, W, torch.zeros(6, 1)), {}),
+    "no_filters": ("conv2d", (X, torch.zeros(0, 4, 3, 3)), {}),
+    "rank_2": ("conv2d", (torch.zeros(4, 8), W), {}),
+    "rank_5": ("conv2d", (torch.zeros(1, 2, 4, 8, 8), W), {}),
+    "weight_rank": ("conv2d", (X, torch.zeros(6, 4, 3)), {}),
+    "weight_dtype": ("conv2d", (X, W.double()), {}),
+    "bias_dtype": ("conv2d", (X, W, B.double()), {}),
+    "same_strided": ("conv2d", (X, W), dict(padding="same", stride=2)),
+    "unknown_padding": ("conv2d", (X, W), dict(padding="full")),
+    "three_strides": ("conv2d", (X, W), dict(stride=(1, 1, 1))),
+    "stride_type": ("conv2d", (X, W), dict(stride="2")),
+    "float_stride": ("conv2d", (X, W), dict(stride=1.5)),
+    "input_type": ("conv2d", ([[1.0]], W), {}),
+    "weight_none": ("conv2d", (X, None), {}),
+    "groups_type": ("conv2d", (X, W), dict(groups=1.0)),
+    "huge_padding": ("conv2d", (X, W), dict(padding=2**62)),
+    "pool_window_too_large": ("max_pool2d", (X, 9), {}),
+    "pool_zero_window": ("max_pool2d", (X, 0), {}),
+    "pool_zero_stride": ("max_pool2d", (X, 2), dict(stride=0)),
+    "pool_negative_stride": ("max_pool2d", (X, 2), dict(stride=-1)),
+    "pool_padding_over_half": ("max_pool2d", (X, 2), dict(padding=2)),
+    "pool_negative_padding": ("max_pool2d", (X, 2), dict(padding=-1)),
+    "pool_zero_dilation": ("max_pool2d", (X, 2), dict(dilation=0)),
+    "pool_no_channels": ("max_pool2d", (torch.zeros(2, 0, 8, 8), 2), {}),
+    "pool_no_pixels": ("max_pool2d", (torch.zeros(2, 3, 0, 8), 2), {}),
+    "pool_rank": ("max_pool2d", (torch.zeros(8, 8), 2), {}),
+    "pool_type": ("max_pool2d", (1.0, 2), {}),
+    "pool_kernel_type": ("max_pool2d", (X, "2"), {}),
+    "pool_three": ("max_pool2d", (X, (2, 2, 2)), {}),
+    "avg_window_too_large": ("avg_pool2d", (X, 9), {}),
+    "avg_zero_divisor": ("avg_pool2d", (X, 2), dict(divisor_override=0)),
+    "avg_padding_over_half": ("avg_pool2d", (X, 2), dict(padding=2)),
+    "avg_no_channels": ("avg_pool2d", (torch.zeros(2, 0, 8, 8), 2), {}),
+}
+
+
+@pytest.mark.parametrize("emulate", [False, True], ids=["native", "emulated"])
+@pytest.mark.parametrize("case", BAD)
+def test_torchs_kind_of_error(case, emulate):
+    name, args, kwargs = BAD[case]
+    with pytest.raises(Exception) as torchs:  # noqa: PT011, B017 (its kind is what is compared)
+        getattr(F, name)(*args, **kwargs)
+    with pytest.raises(torchs.type):
+        if emulate:
+            with cnnkernels.emulate_cuda():
+                getattr(ours, name)(*args, **kwargs)
+        else:
+            getattr(ours, name)(*args, **kwargs)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64, torch.bool])
+def test_unsupported_dtypes_are_named(dtype):
+    with pytest.raises(RuntimeError, match="not implemented for"):
+        ours.conv2d(X.to(dtype), W.to(dtype))
+
+
+def test_messages_name_what_is_wrong():
+    with pytest.raises(RuntimeError, match=r"expected input\[2, 4, 8, 8\] to have 3 channels"):
+        ours.conv2d(X, torch.zeros(6, 3, 3, 3))
+    with pytest.raises(RuntimeError, match=r"\(8 x 8\)\. Kernel size: \(9 x 3\)"):
+        ours.conv2d(X, torch.zeros(6, 4, 9, 3))
+    with pytest.raises(RuntimeError, match="expected bias to be 1-dimensional with 6 elements"):
+        ours.conv2d(X, W, torch.zeros(5))
+    with pytest.raises(RuntimeError, match="at most half of effective kernel size"):
+        ours.max_pool2d(X, 2, padding=2)
+
+
+def test_a_library_that_does_not_load_says_so_at_first_use(tmp_path):
+    import shutil
+    import subprocess
+    import sys
+    from pathlib import Path
+
+    package = tmp_path / "cnnkernels"
+    shutil.copytree(
+        Path(cnnkernels.__file__).parent, package, ignore=shutil.ignore_patterns("*.so")
+    )
+    (package / "libcnnkernels.so").write_bytes(b"not a library")
+    program = (
+        "import torch, cnnkernels; print(cnnkernels.info()['load_error'])\n"
+        "try: cnnkernels.functional.conv2d(torch.zeros(1, 1, 3, 3), torch.zeros(1, 1, 3, 3))\n"
+        "except ImportError as error: print('ImportError', error)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    lines = result.stdout.splitlines()
+    assert "libcnnkernels.so" in lines[0]
+    assert lines[1].startswith("ImportError cnnkernels has no compiled kernels:")

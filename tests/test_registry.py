@@ -1,0 +1,37 @@
+"""What must exist: algorithm by pass by backend. A table here, so that a missing kernel fails."""
+
+import pytest
+import torch
+
+import cnnkernels
+
+CONV_PASSES = {"fprop", "dgrad", "wgrad", "bgrad"}
+POOL_PASSES = {"max_forward", "max_backward", "max_gather", "avg_forward", "avg_backward"}
+
+REQUIRED = {
+    "cpu": {"conv2d": {"implicit_gemm": CONV_PASSES}, "pool2d": {"direct": POOL_PASSES}},
+    "emulated": {"conv2d": {"direct": CONV_PASSES}, "pool2d": {"direct": POOL_PASSES}},
+}
+REQUIRED["cuda"] = REQUIRED["emulated"]
+
+
+@pytest.mark.parametrize("backend", REQUIRED)
+def test_required_kernels_exist(backend):
+    info = cnnkernels.info()
+    if backend == "cuda" and not info["build"]["cuda_archs"]:
+        pytest.skip("built without nvcc")
+    for op, algorithms in REQUIRED[backend].items():
+        for algorithm, passes in algorithms.items():
+            assert set(info["algorithms"][backend][op][algorithm]) == passes
+
+
+def test_emulated_kernels_are_the_cuda_kernels():
+    info = cnnkernels.info()
+    if not info["build"]["cuda_archs"]:
+        pytest.skip("built without nvcc")
+    assert info["algorithms"]["cuda"] == info["algorithms"]["emulated"]
+
+
+def test_the_library_loads_without_a_gpu():
+    assert cnnkernels.info()["load_error"] is None
+    assert hasattr(torch.ops.cnnkernels, "conv2d")
