@@ -25,10 +25,9 @@ _FUSIONS: dict[tuple[type[nn.Module], ...], Callable[..., nn.Module]] = {
     (Conv2d, nn.ReLU): lambda conv, relu: _remake(conv, ConvReLU2d),
 }
 
-# For which parameters there are kernels, by type of device.
-_FULL = (torch.float32, torch.float64)
-_HALF = (torch.float16, torch.bfloat16)
-_DTYPES = {"cpu": _FULL + _HALF, "cuda": _FULL, "meta": _FULL + _HALF}
+# For which parameters there are kernels.
+_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_DEVICES = ("cpu", "cuda", "meta")
 
 _CONVOLUTIONS_AND_POOLS = (
     conv._ConvNd,
@@ -205,7 +204,7 @@ def _tensor_obstacle(module: nn.Module) -> str | None:
     for name, tensor in module.named_parameters(recurse=False):
         if type(tensor) is not nn.Parameter:
             return f"{name} is of type {type(tensor).__name__}"
-        if tensor.dtype not in _DTYPES.get(tensor.device.type, ()):
+        if tensor.dtype not in _DTYPES or tensor.device.type not in _DEVICES:
             return f"{name} is {tensor.dtype} on {tensor.device.type}"
     return None
 

@@ -6,7 +6,9 @@ from contextlib import contextmanager
 
 
 class _Settings(threading.local):
-    emulate = False
+    def __init__(self) -> None:
+        # On the instance: torch.compile guards what it reads here, but no class attribute.
+        self.emulate = False
 
 
 settings = _Settings()

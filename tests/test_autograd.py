@@ -1,5 +1,7 @@
 """Derivatives of every order, the raw ops' registrations, and where a backward pass runs."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -277,3 +279,26 @@ def test_fake_strides_are_the_real_ones(channels_last):
         with mode:
             fake = function(fake_input, fake_weight)
         assert (fake.shape, fake.stride()) == (real.shape, real.stride()), name
+
+
+@pytest.mark.parametrize("emulate", [False, True], ids=["native", "emulated"])
+def test_compiles_to_one_dynamic_graph(emulate):
+    def function(input, weight, bias):
+        x = ours.max_pool2d(ours.conv2d_relu(input, weight, bias, padding=1), 2)
+        return ours.avg_pool2d(ours.conv2d(x, weight[:, :2].repeat(1, 2, 1, 1)), 2)
+
+    def gradients(function, size):
+        torch.manual_seed(0)
+        tensors = [
+            torch.randn(*shape, requires_grad=True)
+            for shape in ((2, 4, size, size), (4, 4, 3, 3), (4,))
+        ]
+        output = function(*tensors)
+        return [output, *torch.autograd.grad(output.square().sum(), tensors)]
+
+    compiled = torch.compile(function, backend="aot_eager", fullgraph=True, dynamic=True)
+    with cnnkernels.emulate_cuda() if emulate else nullcontext():
+        for size in (12, 17):
+            results, expected = gradients(compiled, size), gradients(function, size)
+            for result, reference in zip(results, expected, strict=True):
+                assert torch.equal(result, reference)

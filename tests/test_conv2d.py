@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from accuracy import assert_accurate, integers
+from accuracy import assert_accurate, integers, relative_error
 
 import cnnkernels.functional as ours
 
@@ -36,7 +36,7 @@ PROBLEMS = {
     "deep": ((1, 300, 5, 5), (9, 3, 3), dict(padding=1)),
 }
 
-DTYPES = [torch.float32, torch.float64]
+DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
 
 def operands(shape, filters, kwargs, dtype, device, random=torch.randn):
@@ -91,14 +91,31 @@ def test_float32_follows_the_accuracy_rule(backend, problem, function):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_exact_on_small_integers(backend, problem, dtype, function):
+    """Sums are exact in float32 too, so that a result is float64's, rounded once."""
     shape, filters, kwargs = PROBLEMS[problem]
     tensors = operands(shape, filters, kwargs, dtype, backend.device, integers)
     our_function, torch_function = FUNCTIONS[function]
     grad_output = grad_of_output(our_function, tensors, kwargs, integers)
     results = with_gradients(our_function, tensors, grad_output, kwargs)
-    expected = with_gradients(torch_function, tensors, grad_output, kwargs)
+    doubles = [t.double() for t in tensors]
+    expected = with_gradients(torch_function, doubles, grad_output.double(), kwargs)
     for name, result, reference in zip(NAMES, results, expected, strict=True):
-        assert torch.equal(result, reference), name
+        assert result.dtype == dtype
+        assert torch.equal(result, reference.to(dtype)), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("problem", ["mnist_second", "strided", "groups", "deep"])
+def test_16_bit_is_float32_rounded_once(backend, problem, dtype):
+    shape, filters, kwargs = PROBLEMS[problem]
+    tensors = operands(shape, filters, kwargs, dtype, backend.device)
+    grad_output = grad_of_output(ours.conv2d, tensors, kwargs)
+    results = with_gradients(ours.conv2d, tensors, grad_output, kwargs)
+    doubles = [t.double() for t in tensors]
+    references = with_gradients(F.conv2d, doubles, grad_output.double(), kwargs)
+    for name, result, reference in zip(NAMES, results, references, strict=True):
+        error = relative_error(result, reference)
+        assert error <= torch.finfo(dtype).eps / 2, name  # half a unit: one rounding
 
 
 def sliced(tensor):
@@ -125,7 +142,8 @@ def test_layouts(backend, input_layout, weight_layout, dtype):
         (3, 6, 9, 11), (4, 3, 3), kwargs, dtype, backend.device, integers
     )
     grad_output = grad_of_output(ours.conv2d, [input, weight, bias], kwargs, integers)
-    expected = with_gradients(F.conv2d, [input, weight, bias], grad_output, kwargs)
+    doubles = [t.double() for t in (input, weight, bias)]
+    expected = with_gradients(F.conv2d, doubles, grad_output.double(), kwargs)
 
     input = LAYOUTS[input_layout](input).requires_grad_()
     weight = LAYOUTS[weight_layout](weight).requires_grad_()
@@ -136,7 +154,7 @@ def test_layouts(backend, input_layout, weight_layout, dtype):
             output, [input, weight, bias], layout(grad_output), retain_graph=True
         )
         for name, result, reference in zip(NAMES, [output, *grads], expected, strict=True):
-            assert torch.equal(result, reference), name
+            assert torch.equal(result, reference.to(dtype)), name
 
 
 def test_expanded_gradient(backend):

@@ -10,7 +10,7 @@ from accuracy import assert_accurate, integers
 import cnnkernels.functional as ours
 
 NAN, INF = float("nan"), float("inf")
-DTYPES = [torch.float32, torch.float64]
+DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
 # Shape, keyword arguments of both pools.
 PROBLEMS = {
