@@ -514,17 +514,18 @@ void dgrad(const Conv2dProblem& problem, Dtype dtype, const void* grad_output,
 template <class T>
 void pack_gradients(const Tile& tile, const Panels& panels, int64_t range,
                     const Source<T>& gradient, Sum<T>* packed) {
+  const int64_t rows = gradient.joined(tile.columns) ? 1 : tile.rows;
+  const int64_t length = tile.rows * tile.columns / rows;
   for (int64_t i = 0; i < panels.ranges.size(range); ++i) {
     const int64_t panel = panels.ranges.begin(range) + i;
     const int64_t pitch = panels.panels.size(panel) * panels.lanes;
     Sum<T>* to = packed + (panels.panel_begin(panel) - panels.range_begin(range)) * tile.pixels();
-    for (int64_t line = 0; line < tile.images * tile.rows; ++line) {
+    for (int64_t run = 0; run < tile.images * rows; ++run) {
       for (int64_t lane = 0; lane < pitch; lane += panels.lanes) {
         const int64_t filter = panels.panel_begin(panel) + lane;
-        pack_lanes(
-            to + line * tile.columns * pitch + lane, pitch, tile.columns, panels.filled(filter),
-            gradient.at(tile.n + line / tile.rows, filter, tile.y + line % tile.rows, tile.x),
-            &Strides::w, &Strides::c);
+        pack_lanes(to + run * length * pitch + lane, pitch, length, panels.filled(filter),
+                   gradient.at(tile.n + run / rows, filter, tile.y + run % rows, tile.x),
+                   &Strides::w, &Strides::c);
       }
     }
   }
@@ -624,22 +625,29 @@ void wgrad(const Conv2dProblem& problem, Dtype dtype, const void* grad_output,
   });
 }
 
-// The sum of an image's plane: of its rows, each of which is the sum of vector lanes.
+// Elements of a plane that are summed at a time.
+constexpr int64_t kRun = 512;
+
+// The sum of an image's plane: of its runs, each of which is the sum of vector lanes.
 template <class T>
 double plane_sum(const Conv2dProblem& problem, const Source<T>& plane, Sum<T>* line) {
   constexpr int n = kLanes<double>;
+  const int64_t rows = plane.joined(problem.Q) ? 1 : problem.P;
+  const int64_t length = static_cast<int64_t>(problem.P) * problem.Q / rows;
   double total = 0;
-  for (int p = 0; p < problem.P; ++p) {
-    copy_run(line, problem.Q, plane.at(0, 0, p, 0), &Strides::w);
-    double lanes[n] = {};
-    int q = 0;
-    for (; q + n <= problem.Q; q += n) {
-      for (int i = 0; i < n; ++i) lanes[i] += static_cast<double>(line[q + i]);
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t first = 0; first < length; first += kRun) {
+      const int64_t count = least(kRun, length - first);
+      copy_run(line, count, plane.at(0, 0, row, first), &Strides::w);
+      for (int64_t i = count; i < ceil_div(count, n) * n; ++i) line[i] = 0;
+      Vector<double> lanes = {};
+      for (int64_t i = 0; i < count; i += n) {
+        Vector<double> values;
+        for (int lane = 0; lane < n; ++lane) values[lane] = static_cast<double>(line[i + lane]);
+        lanes += values;
+      }
+      for (int lane = 0; lane < n; ++lane) total += lanes[lane];
     }
-    for (; q < problem.Q; ++q) lanes[q % n] += static_cast<double>(line[q]);
-    double row = 0;
-    for (const double lane : lanes) row += lane;
-    total += row;
   }
   return total;
 }
@@ -684,7 +692,7 @@ void bgrad(const Conv2dProblem& problem, Dtype dtype, const void* grad_output,
       });
     } else {
       parallel_for(K * N, 16, [&](int64_t begin, int64_t end) {
-        Workspace<Sum<T>> line(problem.Q);
+        Workspace<Sum<T>> line(kRun);
         for (int64_t item = begin; item < end; ++item) {
           planes[item] = plane_sum(problem, gradient.at(item % N, item / N, 0, 0), line.data());
         }

@@ -88,11 +88,12 @@ void multiply(int64_t vectors, const T* base, const int32_t* row_offsets, int64_
 }
 
 // Interleaves the lower halves of a and b ({a0, b0, a1, b1, ...}) or the upper ones.
-template <class V, int... kLane>
-V zip(V a, V b, bool upper, std::integer_sequence<int, kLane...>) {
-  constexpr int n = sizeof...(kLane);
-  return upper ? __builtin_shufflevector(a, b, (n / 2 + kLane / 2 + kLane % 2 * n)...)
-               : __builtin_shufflevector(a, b, (kLane / 2 + kLane % 2 * n)...);
+template <class T, int... kLane>
+Vector<T> zip(Vector<T> a, Vector<T> b, bool upper, std::integer_sequence<int, kLane...>) {
+  using Index = std::conditional_t<std::is_same_v<T, double>, int64_t, int32_t>;
+  constexpr int n = kLanes<T>;
+  constexpr Vector<Index> low = {(kLane / 2 + kLane % 2 * n)...};
+  return upper ? __builtin_shuffle(a, b, low + n / 2) : __builtin_shuffle(a, b, low);
 }
 
 // Transposes a square of vectors: log2(lanes) perfect shuffles of its elements.
@@ -105,8 +106,8 @@ void transpose(Vector<T> (&rows)[kLanes<T>]) {
     Vector<T> shuffled[n];
 #pragma GCC unroll 8
     for (int i = 0; i < n / 2; ++i) {
-      shuffled[2 * i] = zip(rows[i], rows[i + n / 2], false, lanes);
-      shuffled[2 * i + 1] = zip(rows[i], rows[i + n / 2], true, lanes);
+      shuffled[2 * i] = zip<T>(rows[i], rows[i + n / 2], false, lanes);
+      shuffled[2 * i + 1] = zip<T>(rows[i], rows[i + n / 2], true, lanes);
     }
 #pragma GCC unroll 16
     for (int i = 0; i < n; ++i) rows[i] = shuffled[i];
@@ -126,12 +127,19 @@ struct Source {
     return {data + strides.at(n, c, h, w), strides,
             relu == nullptr ? nullptr : relu + relu_strides.at(n, c, h, w), relu_strides};
   }
+  // Whether rows of this length follow each other without a gap, so that they can be read as one.
+  bool joined(int64_t columns) const {
+    return strides.h == columns * strides.w &&
+           (relu == nullptr || relu_strides.h == columns * relu_strides.w);
+  }
 };
 
 // to[i] = from[i * stride], i < count.
 template <class T>
 void copy_run(Sum<T>* __restrict to, int64_t count, const T* __restrict from, int64_t stride) {
-  if (stride == 1) {
+  if (stride == 1 && std::is_same_v<T, Sum<T>>) {
+    std::memcpy(to, from, static_cast<size_t>(count) * sizeof(T));  // the fastest for short runs
+  } else if (stride == 1) {
     for (int64_t i = 0; i < count; ++i) to[i] = static_cast<Sum<T>>(from[i]);
   } else {
     for (int64_t i = 0; i < count; ++i) to[i] = static_cast<Sum<T>>(from[i * stride]);
@@ -176,7 +184,11 @@ void pack_lanes(Sum<T>* to, int64_t pitch, int64_t count, int lanes, const Sourc
     const int64_t filled = least<int64_t>(n, count - first);
     for (int lane = 0; lane < n; ++lane) {
       Sum<T> line[n] = {};
-      if (lane < lanes) copy_run(line, filled, shifted(first, lane), run);
+      if (lane < lanes && filled == n) {
+        copy_run(line, n, shifted(first, lane), run);
+      } else if (lane < lanes) {
+        copy_run(line, filled, shifted(first, lane), run);
+      }
       square[lane] = load(line);
     }
     transpose<Sum<T>>(square);

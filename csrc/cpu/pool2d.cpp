@@ -140,10 +140,15 @@ void dispatch(Argmax kind, const Function& function) {
   }
 }
 
-// Codes without an element: of a window that lies outside the input, or of a closed ReLU.
-template <class Code>
-bool is_empty(Code code) {
-  return code == static_cast<Code>(-1);
+constexpr bool is_empty(const Range& range) { return range.begin >= range.end; }
+
+// Whether window column q has a tap inside the input, which dilation can step over. A window
+// without a tap has neither gradient nor tangent, though its code names the first tap that is
+// not in the leading padding: so does torch.
+Workspace<bool> columns_with_taps(const Pool2dProblem& problem) {
+  Workspace<bool> columns(problem.Q);
+  for (int q = 0; q < problem.Q; ++q) columns[q] = !is_empty(problem.columns(q));
+  return columns;
 }
 
 // Distances of a window's taps from its first one, in elements of a plane.
@@ -179,7 +184,7 @@ class TapOffsets {
   Workspace<int64_t> offsets_;
 };
 
-// The largest values of a line so far and their taps; -1 where no tap was inside yet.
+// The largest values of a line so far, and their taps.
 template <class T>
 class Maxima {
  public:
@@ -190,44 +195,44 @@ class Maxima {
   const Sum<T>* values() const { return values_.data(); }
   const Tap* taps() const { return taps_.data(); }
 
-  void clear(int64_t count) {
+  // Element i begins as -infinity at tap first_tap(i).
+  template <class FirstTap>
+  void clear(int64_t count, const FirstTap& first_tap) {
     for (int64_t i = 0; i < count; ++i) {
-      values_[i] = -std::numeric_limits<Sum<T>>::infinity();
-      taps_[i] = -1;
+      values_[i] = kLowest;
+      taps_[i] = static_cast<Tap>(first_tap(i));
     }
   }
   // The first of equals stays, a NaN beats everything, a later NaN an earlier one. Explicit
   // vectors, since most lines are shorter than what a compiler's vector loop is made for.
   void fold(int tap, int64_t first, int64_t count, const T* from, int64_t stride) {
     with_stride(stride, [&](auto step) {
-      for (int64_t i = 0; i < count; i += kWidth) {
-        Sum<T> values[kWidth] = {};
-        if (count - i >= kWidth) {
-          for (int lane = 0; lane < kWidth; ++lane) {
-            values[lane] = static_cast<Sum<T>>(from[(i + lane) * step]);
-          }
-        } else {
-          for (int64_t lane = 0; lane < count - i; ++lane) {
-            values[lane] = static_cast<Sum<T>>(from[(i + lane) * step]);
-          }
+      int64_t i = 0;
+      for (; i + kWidth <= count; i += kWidth) {
+        Sum<T> values[kWidth];
+        for (int lane = 0; lane < kWidth; ++lane) {
+          values[lane] = static_cast<Sum<T>>(from[(i + lane) * step]);
         }
-        fold_vector(tap, first + i, count - i, load(values));
+        fold_vector(tap, first + i, load(values));
       }
+      if (i == count) return;
+      Vector<Sum<T>> values = Vector<Sum<T>>{} + kLowest;
+      for (int64_t lane = 0; lane < count - i; ++lane) {
+        values[lane] = static_cast<Sum<T>>(from[(i + lane) * step]);
+      }
+      fold_vector(tap, first + i, values);
     });
   }
 
  private:
   static constexpr int kWidth = kLanes<Sum<T>>;
+  static constexpr Sum<T> kLowest = -std::numeric_limits<Sum<T>>::infinity();
 
-  void fold_vector(Tap tap, int64_t first, int64_t count, Vector<Sum<T>> value) {
-    Vector<Tap> lane;
-    for (int i = 0; i < kWidth; ++i) lane[i] = i;
+  void fold_vector(Tap tap, int64_t first, Vector<Sum<T>> value) {
     const Vector<Sum<T>> best = load(values_.data() + first);
-    const Vector<Tap> best_tap = load(taps_.data() + first);
-    const Vector<Tap> wins = ((value > best) | (value != value) | (best_tap < 0)) &
-                             (lane < static_cast<Tap>(least<int64_t>(count, kWidth)));
+    const Vector<Tap> wins = (value > best) | (value != value);
     store<Sum<T>>(values_.data() + first, wins ? value : best);
-    store<Tap>(taps_.data() + first, wins ? Vector<Tap>{} + tap : best_tap);
+    store<Tap>(taps_.data() + first, wins ? Vector<Tap>{} + tap : load(taps_.data() + first));
   }
 
   Workspace<Sum<T>> values_;
@@ -238,10 +243,15 @@ template <class T, class Code>
 void max_forward(const Pool2dProblem& problem, const T* input, T* output, Code* argmax) {
   const bool last = channels_last(problem.input, problem.output);
   const TapOffsets offsets(problem, problem.W, 1);
+  const Workspace<int32_t> first_columns(problem.Q);
+  for (int q = 0; q < problem.Q; ++q) first_columns[q] = problem.columns(q).begin;
   for_lines(
       problem, last, [](int64_t length) { return Maxima<T>(length); },
       [&](const Line& line, Maxima<T>& maxima) {
-        maxima.clear(line.count);
+        const int first_row = problem.rows(static_cast<int>(line.p)).begin;
+        maxima.clear(line.count, [&](int64_t i) {
+          return first_row * problem.S + first_columns[last ? line.q : i];
+        });
         for_line_taps(problem, last, line, input,
                       [&](int tap, int64_t first, int64_t count, const T* from, int64_t stride) {
                         maxima.fold(tap, first, count, from, stride);
@@ -255,7 +265,7 @@ void max_forward(const Pool2dProblem& problem, const T* input, T* output, Code* 
           for (int64_t i = 0; i < line.count; ++i) {
             if constexpr (std::is_same_v<Code, int64_t>) {
               const int64_t first = offsets.first(line.p, last ? line.q : i);
-              to[i * step] = taps[i] < 0 ? -1 : first + offsets.data()[taps[i]];
+              to[i * step] = first + offsets.data()[taps[i]];
             } else {
               to[i * step] = static_cast<Code>(taps[i]);
             }
@@ -269,18 +279,21 @@ void max_gather(const Pool2dProblem& problem, const T* input, const Code* argmax
   constexpr bool in_plane = std::is_same_v<Code, int64_t>;
   const bool last = channels_last(problem.input, problem.output);
   const TapOffsets offsets(problem, problem.input.h, problem.input.w);
+  const Workspace<bool> reached = columns_with_taps(problem);
   for_lines(
       problem, last, [](int64_t) { return 0; },
       [&](const Line& line, int) {
         const T* plane = input + problem.input.at(line.n, line.c, 0, 0);
         const Code* codes = argmax + problem.argmax.at(line.n, line.c, line.p, line.q);
         T* to = output + problem.output.at(line.n, line.c, line.p, line.q);
+        const bool empty = is_empty(problem.rows(static_cast<int>(line.p)));
         for (int64_t i = 0; i < line.count; ++i) {
+          const int64_t q = last ? line.q : i;
           const Code code = codes[i * (last ? problem.argmax.c : problem.argmax.w)];
-          const int64_t origin = (last ? i * problem.input.c : 0) +
-                                 (in_plane ? 0 : offsets.first(line.p, last ? line.q : i));
+          const int64_t origin =
+              (last ? i * problem.input.c : 0) + (in_plane ? 0 : offsets.first(line.p, q));
           to[i * (last ? problem.output.c : problem.output.w)] =
-              is_empty(code) ? static_cast<T>(0) : plane[origin + offsets.from_origin(code)];
+              empty || !reached[q] ? static_cast<T>(0) : plane[origin + offsets.from_origin(code)];
         }
       });
 }
@@ -354,11 +367,12 @@ void for_planes(const Pool2dProblem& problem, T* grad_input, const Fill& fill) {
 // codes that count in the plane, their planes) are `step` elements apart.
 template <class T, class Code>
 void scatter(int64_t count, const T* gradients, int64_t gradient_step, const Code* codes,
-             int64_t code_step, const TapOffsets& offsets, Sum<T>* to, int64_t step) {
+             int64_t code_step, const bool* reached, int64_t reached_step,
+             const TapOffsets& offsets, Sum<T>* to, int64_t step) {
   for (int64_t i = 0; i < count; ++i) {
-    const Code code = codes[i * code_step];
-    if (!is_empty(code)) {
-      to[i * step + offsets.from_origin(code)] += static_cast<Sum<T>>(gradients[i * gradient_step]);
+    if (reached[i * reached_step]) {
+      to[i * step + offsets.from_origin(codes[i * code_step])] +=
+          static_cast<Sum<T>>(gradients[i * gradient_step]);
     }
   }
 }
@@ -367,20 +381,22 @@ template <class T, class Code>
 void max_backward(const Pool2dProblem& problem, const T* grad_output, const Code* argmax,
                   T* grad_input) {
   constexpr bool in_plane = std::is_same_v<Code, int64_t>;
+  const Workspace<bool> reached = columns_with_taps(problem);
   for_planes<T>(problem, grad_input, [&](const Planes<T>& planes, Sum<T>*) {
     const TapOffsets offsets(problem, planes.strides.h, planes.strides.w);
-    for (int64_t p = 0; p < problem.P; ++p) {
+    for (int p = 0; p < problem.P; ++p) {
+      if (is_empty(problem.rows(p))) continue;
       const T* gradients = grad_output + problem.output.at(planes.n, planes.c, p, 0);
       const Code* codes = argmax + problem.argmax.at(planes.n, planes.c, p, 0);
       if (!planes.last) {
-        scatter(problem.Q, gradients, problem.output.w, codes, problem.argmax.w, offsets,
-                planes.data + (in_plane ? 0 : offsets.first(p, 0)),
+        scatter(problem.Q, gradients, problem.output.w, codes, problem.argmax.w, reached.data(), 1,
+                offsets, planes.data + (in_plane ? 0 : offsets.first(p, 0)),
                 in_plane ? 0 : problem.stride_w * planes.strides.w);
         continue;
       }
       for (int64_t q = 0; q < problem.Q; ++q) {
         scatter(planes.channels, gradients + q * problem.output.w, problem.output.c,
-                codes + q * problem.argmax.w, problem.argmax.c, offsets,
+                codes + q * problem.argmax.w, problem.argmax.c, reached.data() + q, 0, offsets,
                 planes.data + (in_plane ? 0 : offsets.first(p, q)), planes.strides.c);
       }
     }
@@ -388,27 +404,29 @@ void max_backward(const Pool2dProblem& problem, const T* grad_output, const Code
 }
 
 // What the sum of a window is divided by: a factor of its row times one of its column.
+// Where there is no row or no column of the input below it, that factor is positive.
 template <class S>
 class Divisors {
  public:
   explicit Divisors(const Pool2dProblem& problem) : rows_(problem.P), columns_(problem.Q) {
-    for (int64_t p = 0; p < problem.P; ++p) {
-      const int64_t size = extent(p * problem.stride_h - problem.pad_h, problem.R, problem.H,
+    const int64_t divisor = problem.divisor_override;
+    for (int p = 0; p < problem.P; ++p) {
+      const int64_t size = extent(problem.input_h(p, 0), problem.R, problem.H,
                                   problem.count_include_pad ? problem.pad_h : 0);
-      rows_[p] = static_cast<S>(problem.divisor_override != 0 ? problem.divisor_override : size);
+      rows_[p] = static_cast<S>(divisor != 0 ? 1 : size);
     }
-    for (int64_t q = 0; q < problem.Q; ++q) {
-      const int64_t size = extent(q * problem.stride_w - problem.pad_w, problem.S, problem.W,
+    for (int q = 0; q < problem.Q; ++q) {
+      const int64_t size = extent(problem.input_w(q, 0), problem.S, problem.W,
                                   problem.count_include_pad ? problem.pad_w : 0);
-      columns_[q] = static_cast<S>(problem.divisor_override != 0 ? 1 : size);
+      columns_[q] = static_cast<S>(divisor == 0 || is_empty(problem.columns(q)) ? size : divisor);
     }
   }
   S row(int64_t p) const { return rows_[p]; }
   const S* columns() const { return columns_.data(); }
 
  private:
-  // The taps of a window from `first` on that lie on the input or its padding; one where there
-  // is none, since such a sum is zero.
+  // The taps of a window from `first` on that lie on the input or its padding; at least one, so
+  // that nothing is divided by zero.
   static int64_t extent(int64_t first, int64_t size, int64_t inputs, int64_t pad) {
     const int64_t end = least(first + size, inputs + pad);
     return greatest<int64_t>(1, end - greatest(first, -pad));

@@ -3,6 +3,10 @@
 // merges code compiled for different machines.
 #pragma once
 
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -10,30 +14,24 @@
 #include <type_traits>
 #include <utility>
 
+#include "../float16.h"
 #include "../problem.h"
 
 namespace cnnkernels::cpu::CNNKERNELS_ISA {
 namespace {
 
-// The upper half of a float32; rounded to nearest even.
-struct BFloat16 {
+// float16 with the machine's conversions, where it has them: g++ takes them for _Float16 only.
+#if defined(__F16C__)
+struct Half {
   uint16_t bits;
 
-  BFloat16() = default;
-  explicit BFloat16(float value) {
-    uint32_t wide;
-    std::memcpy(&wide, &value, sizeof wide);
-    const uint32_t rounded = wide + 0x7fff + (wide >> 16 & 1);
-    // Rounding could carry a NaN's payload into infinity.
-    bits = static_cast<uint16_t>(value != value ? wide >> 16 | 0x40 : rounded >> 16);
-  }
-  explicit operator float() const {
-    const uint32_t wide = static_cast<uint32_t>(bits) << 16;
-    float value;
-    std::memcpy(&value, &wide, sizeof value);
-    return value;
-  }
+  Half() = default;
+  explicit Half(float value) : bits(_cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT)) {}
+  explicit operator float() const { return _cvtsh_ss(bits); }
 };
+#else
+using Half = Float16;
+#endif
 
 // What sums of T are held in.
 template <class T>
@@ -48,7 +46,7 @@ void dispatch(Dtype dtype, const Function& function) {
     case Dtype::float64:
       return function(double{});
     case Dtype::float16:
-      return function(_Float16{});
+      return function(Half{});
     case Dtype::bfloat16:
       return function(BFloat16{});
   }
@@ -94,8 +92,8 @@ class Workspace {
     if (data_ == nullptr) throw std::bad_alloc();
   }
   ~Workspace() { std::free(data_); }
-  Workspace(const Workspace&) = delete;
-  Workspace& operator=(const Workspace&) = delete;
+  Workspace(Workspace&& other) noexcept : data_(std::exchange(other.data_, nullptr)) {}
+  Workspace& operator=(Workspace&&) = delete;
 
   T* data() const { return data_; }
   T& operator[](int64_t i) const { return data_[i]; }
