@@ -1,11 +1,13 @@
 # `make` lists the targets. Variables, for example `make test TEST_ARGS="-k pool"`:
 #   PYTHON     the Python that .venv is made with; for `make gpu` the one that runs the tests
 #   TORCH      what pip installs as torch, with its options
+#   WHEEL_TORCHES   the versions of torch that wheel-check tries, each with the Python of PYTHON
 #   DEMO_ARGS, TEST_ARGS   arguments for the demo and for pytest
 #   CNNKERNELS_CUDA=auto|on|off, TORCH_CUDA_ARCH_LIST, CUDA_HOME, CXX, MAX_JOBS   the build
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+WHEEL_TORCHES ?= torch==2.13.0 torch==2.14.1
 
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -13,12 +15,12 @@ PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
 CPP_FILES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test gpu lint format build clean
+.PHONY: help demo test gpu lint format build wheel wheel-check clean
 
 help: ## List the targets
-	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile
 
-demo: $(VENV)/train.stamp build ## Train and explore a network with these kernels
+demo: $(VENV)/demo.stamp build ## Train and explore a network with these kernels
 	$(RUN) -m cnnkernels demo $(DEMO_ARGS)
 
 test: $(VENV)/dev.stamp build ## Run the tests
@@ -47,6 +49,19 @@ format: $(VENV)/dev.stamp ## Rewrite the files in the project's style
 build: $(VENV)/torch.stamp ## Compile what changed
 	@$(RUN) setup.py --quiet build_ext --inplace
 
+# From Turing on; the PTX of the last one serves later GPUs. One list for all targets spares
+# rebuilding: set TORCH_CUDA_ARCH_LIST for `make build` too. build/lib* hold files of an earlier
+# wheel, which would go into this one.
+wheel: export TORCH_CUDA_ARCH_LIST ?= 7.5;8.0;8.6;9.0+PTX
+wheel: build ## Make dist/*.whl, for any Python 3, and the source distribution
+	@rm -rf dist build/lib*
+	@$(RUN) setup.py --quiet sdist
+	@$(RUN) -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	@ls -sh dist
+
+wheel-check: wheel ## Try the wheel in fresh environments (needs 15 GB, downloads torch's CUDA build)
+	@$(PYTHON) -m build_support.check_wheel dist/*.whl $(WHEEL_TORCHES)
+
 clean: ## Remove .venv and all that was built
 	rm -rf $(VENV) build dist *.egg-info cnnkernels/libcnnkernels.so
 
@@ -58,9 +73,9 @@ $(VENV)/torch.stamp: Makefile
 	@$(PIP) $(TORCH) 'setuptools>=77' ninja
 	@touch $@
 
-$(VENV)/train.stamp: EXTRAS = train
-$(VENV)/dev.stamp: EXTRAS = train,dev
-$(VENV)/train.stamp $(VENV)/dev.stamp: pyproject.toml $(VENV)/torch.stamp | build
+$(VENV)/demo.stamp: EXTRAS = train,viz
+$(VENV)/dev.stamp: EXTRAS = dev
+$(VENV)/demo.stamp $(VENV)/dev.stamp: pyproject.toml $(VENV)/torch.stamp | build
 	@echo 'Installing cnnkernels[$(EXTRAS)] into $(VENV)'
 	@$(PIP) --no-build-isolation --editable '.[$(EXTRAS)]'
 	@touch $@

@@ -72,10 +72,14 @@ class BuildLibrary(Command):
 
 
 class PlatformWheel(bdist_wheel):
-    """A wheel for any Python 3: the library uses nothing of Python's ABI."""
+    """One wheel for every Python 3.
+
+    The library is loaded by ctypes and torch and uses nothing of Python's ABI, so its tag names
+    no version of Python, only the platform.
+    """
 
     def get_tag(self) -> tuple[str, str, str]:
-        """The wheel's tag, py3-none-<platform>."""
+        """The wheel's tag, for example py3-none-linux_x86_64."""
         return "py3", "none", super().get_tag()[2]
 
 

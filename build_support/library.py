@@ -184,7 +184,8 @@ def groups(root: Path, config: Config) -> list[Group]:
         Group("torch", "cxx", [*cxx, *torch_flags], found("csrc/*.cpp")),
         Group("cpu", "cxx", cxx, [cpu_registry]),
         Group("emulator", "cxx", cxx, found("csrc/emulator/*.cpp")),
-        Group("emulated", "cxx", [*cxx, "-x", "c++"], cuda_sources),
+        # nvcc's pragmas, such as unroll, mean nothing to g++.
+        Group("emulated", "cxx", [*cxx, "-x", "c++", "-Wno-unknown-pragmas"], cuda_sources),
         *cuda,
         # The linker keeps the first copy of an inline function that several objects contain.
         # One from an AVX object would crash a CPU without AVX, so those objects come last.

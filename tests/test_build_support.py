@@ -3,10 +3,12 @@
 import os
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from setuptools import Distribution
 
-from build_support import backend, commands, cuda, library
+from build_support import backend, check_wheel, commands, cuda, library
 
 CPU_TORCH = library.Torch(Path("/nowhere/torch"), "2.13.0")
 TOOLKIT = cuda.Toolkit(Path("/toolkit/bin/nvcc"), "13.0", Path("/toolkit/libcudart_static.a"))
@@ -239,6 +241,16 @@ def test_warnings_as_errors_reach_both_compilers(tree):
         assert wanted in group.flags, group.name
 
 
+def test_nvccs_pragmas_are_unknown_only_where_gcc_reads_its_sources(tree):
+    config = library.Config("g++", CPU_TORCH, TOOLKIT, ("8.0",))
+    lenient = [
+        group.name
+        for group in library.groups(tree, config)
+        if "-Wno-unknown-pragmas" in group.flags
+    ]
+    assert lenient == ["emulated"]
+
+
 def test_nvcc_uses_the_chosen_host_compiler():
     config = library.Config("ccache g++-12", CPU_TORCH, TOOLKIT, ("8.0",))
     assert "-ccbin=g++-12" in library.nvcc_flags(config)
@@ -333,3 +345,62 @@ def test_an_isolated_build_asks_for_torch_only_where_there_is_none(
     monkeypatch.setattr(backend.build_meta, "get_requires_for_build_editable", lambda settings: [])
     assert backend.get_requires_for_build_wheel() == wanted
     assert backend.get_requires_for_build_editable() == wanted
+
+
+# ---- The wheel ----
+
+
+def test_one_wheel_serves_every_python(monkeypatch):
+    monkeypatch.setattr(
+        commands.bdist_wheel, "get_tag", lambda self: ("cp311", "cp311", "linux_x86_64")
+    )
+    tag = commands.PlatformWheel(Distribution()).get_tag()
+    assert tag == ("py3", "none", "linux_x86_64")
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """The commands that checking a wheel would run; none is, and each writes a file."""
+    ran = []
+
+    def run(command, check, cwd, env):
+        assert check
+        Path(env["TMPDIR"], "download").touch()
+        ran.append(tuple(map(str, command)))
+
+    monkeypatch.setattr(check_wheel.subprocess, "run", run)
+    return ran
+
+
+def test_a_wheel_is_tried_beside_each_torch(steps, tmp_path):
+    wheel = tmp_path / "cnnkernels.whl"
+    check_wheel.check(wheel, ["torch==1", "torch==2"], tmp_path / "build")
+    assert [step[-1] for step in steps if "install" in step] == [
+        "torch==1",
+        str(wheel),
+        "torch==2",
+        str(wheel),
+    ]
+    tried = [step for step in steps if step[-1].endswith("tests/wheel_smoke.py")]
+    assert len(tried) == 2
+    assert all(step[1] == "-I" for step in tried)
+    assert list((tmp_path / "build").iterdir()) == []
+
+
+def test_a_wheel_that_fails_leaves_nothing_behind(monkeypatch, tmp_path):
+    def fail(command, **_):
+        raise subprocess.CalledProcessError(1, command)
+
+    monkeypatch.setattr(check_wheel.subprocess, "run", fail)
+    with pytest.raises(SystemExit, match="cnnkernels.whl fails beside torch==1"):
+        check_wheel.check(Path("cnnkernels.whl"), ["torch==1"], tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wheel_is_not_tried_without_space(steps, monkeypatch, tmp_path):
+    monkeypatch.setattr(
+        check_wheel.shutil, "disk_usage", lambda path: SimpleNamespace(free=14_900_000_000)
+    )
+    with pytest.raises(SystemExit, match=r"needs 15 GB .* has only 14\.9 GB"):
+        check_wheel.check(Path("cnnkernels.whl"), ["torch==1"], tmp_path)
+    assert steps == []
