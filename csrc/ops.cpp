@@ -189,6 +189,8 @@ void check_conv(const Ints& input, const Ints& weight, const ConvArguments& argu
     STD_TORCH_CHECK(padding >= 0, "negative padding is not supported");
   STD_TORCH_CHECK(weight[0] > 0 && weight[2] > 0 && weight[3] > 0,
                   "non-empty 4D weight tensor expected, but got weight of size ", text(weight));
+  STD_TORCH_CHECK(weight[0] >= groups, "Given groups=", groups, ", expected weight to be at least ",
+                  groups, " at dimension 0, but got weight of size ", text(weight), " instead");
   STD_TORCH_CHECK(weight[0] % groups == 0, "Given groups=", groups,
                   ", expected weight to be divisible by ", groups,
                   " at dimension 0, but got weight of size ", text(weight), " instead");
@@ -250,8 +252,9 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& b
   const Placement placement(input, emulate);
   const auto fprop = choose(placement.backend, problem, dtype_of(input), &Conv2dAlgorithm::fprop);
 
-  const Tensor output =
-      empty(input, output_sizes(problem), is_channels_last(input) || is_channels_last(weight));
+  // Torch's rule; an empty batch is NCHW there too.
+  const bool channels_last = problem.N > 0 && (is_channels_last(input) || is_channels_last(weight));
+  const Tensor output = empty(input, output_sizes(problem), channels_last);
   problem.output = strides_of(output);
   if (output.numel() == 0) return output;
   const Epilogue epilogue{bias ? bias->const_data_ptr() : nullptr, bias ? bias->stride(0) : 0,
@@ -331,10 +334,6 @@ Ints output_sizes(const Pool2dProblem& problem) {
 Pool2dProblem pool_problem(const Ints& sizes, const PoolArguments& arguments) {
   const auto &kernel = arguments.kernel_size, &stride = arguments.stride,
              &padding = arguments.padding, &dilation = arguments.dilation;
-  STD_TORCH_CHECK(sizes[1] > 0 && sizes[2] > 0 && sizes[3] > 0,
-                  "Expected 3D or 4D (batch mode) tensor with optional 0 dim batch size for "
-                  "input, but got: ",
-                  text(sizes));
   int64_t output[2];
   for (int i = 0; i < 2; ++i) {
     STD_TORCH_CHECK(kernel[i] > 0,
@@ -357,6 +356,10 @@ Pool2dProblem pool_problem(const Ints& sizes, const PoolArguments& arguments) {
     output[i] = pool_output_size(sizes[2 + i], padding[i], kernel[i], stride[i], dilation[i],
                                  arguments.ceil_mode);
   }
+  STD_TORCH_CHECK(sizes[1] > 0 && sizes[2] > 0 && sizes[3] > 0,
+                  "Expected 3D or 4D (batch mode) tensor with optional 0 dim batch size for "
+                  "input, but got: ",
+                  text(sizes));
   STD_TORCH_CHECK(output[0] >= 1 && output[1] >= 1, "Given input size: (", sizes[1], "x", sizes[2],
                   "x", sizes[3], "). Calculated output size: (", sizes[1], "x", output[0], "x",
                   output[1], "). Output size is too small");
