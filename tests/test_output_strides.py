@@ -1,0 +1,113 @@
+"""Results have torch's strides for every pair of input and weight formats."""
+
+import itertools
+from contextlib import nullcontext
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import cnnkernels
+import cnnkernels.functional as ours
+
+
+def channels_last(tensor):
+    return tensor.contiguous(memory_format=torch.channels_last)
+
+
+def cropped(tensor):
+    return F.pad(tensor, (1, 2, 2, 1))[..., 2:-1, 1:-2]
+
+
+LAYOUTS = {
+    "contiguous": lambda t: t,
+    "channels_last": channels_last,
+    "cropped": cropped,
+    "channels_last_cropped": lambda t: channels_last(F.pad(t, (1, 2, 2, 1)))[..., 2:-1, 1:-2],
+    "channels_sliced": lambda t: t.repeat_interleave(2, 1)[:, ::2],
+    "transposed": lambda t: t.transpose(-1, -2).contiguous().transpose(-1, -2),
+    "expanded": lambda t: t[:1].expand_as(t),
+}
+
+# Input, weight, keyword arguments: among them those whose strides are ambiguous.
+CONVOLUTIONS = {
+    "plain": ((2, 6, 9, 8), (4, 6, 3, 3), {}),
+    "one_channel": ((2, 1, 9, 8), (4, 1, 3, 3), {}),
+    "one_image": ((1, 6, 9, 8), (4, 6, 3, 3), dict(stride=2, padding=1)),
+    "one_pixel": ((2, 6, 1, 1), (4, 6, 1, 1), {}),
+    "one_of_all": ((1, 1, 1, 1), (1, 1, 1, 1), {}),
+    "one_filter": ((2, 6, 9, 8), (1, 6, 3, 3), {}),
+    "pointwise": ((2, 6, 9, 8), (4, 6, 1, 1), {}),
+    "depthwise": ((2, 6, 9, 8), (6, 1, 3, 3), dict(groups=6)),
+    "groups": ((2, 6, 9, 8), (4, 3, 3, 3), dict(groups=2)),
+    "dilated": ((2, 6, 9, 8), (4, 6, 3, 3), dict(dilation=2)),
+    "one_output_pixel": ((2, 6, 3, 3), (4, 6, 3, 3), {}),
+    "many_images": ((16, 6, 9, 8), (4, 6, 3, 3), {}),
+    "same": ((2, 6, 9, 8), (4, 6, 3, 2), dict(padding="same")),
+    "empty_batch": ((0, 6, 9, 8), (4, 6, 3, 3), {}),
+}
+POOLS = {
+    "plain": ((2, 6, 9, 8), {}),
+    "one_channel": ((2, 1, 9, 8), {}),
+    "one_image": ((1, 6, 9, 8), dict(stride=1)),
+    "one_output_pixel": ((2, 6, 2, 2), {}),
+    "ceil": ((2, 6, 9, 9), dict(ceil_mode=True)),
+}
+
+
+def layout_of(tensor):
+    """Strides where they mean something: of dimensions larger than one."""
+    pairs = zip(tensor.stride(), tensor.shape, strict=True)
+    return [stride if size > 1 else None for stride, size in pairs]
+
+
+@pytest.mark.parametrize("emulate", [False, True], ids=["native", "emulated"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", CONVOLUTIONS)
+def test_conv2d(case, dtype, emulate):
+    """The output's strides to the letter; a gradient's where its sizes are not one."""
+    shape, weight_shape, kwargs = CONVOLUTIONS[case]
+    for layout, weight_layout in itertools.product(LAYOUTS, LAYOUTS):
+        input = LAYOUTS[layout](torch.randn(shape, dtype=dtype)).requires_grad_()
+        weight = LAYOUTS[weight_layout](torch.randn(weight_shape, dtype=dtype)).requires_grad_()
+        expected = F.conv2d(input, weight, **kwargs)
+        with cnnkernels.emulate_cuda() if emulate else nullcontext():
+            output = ours.conv2d(input, weight, **kwargs)
+        assert output.stride() == expected.stride(), (layout, weight_layout)
+        if case == "empty_batch":
+            continue
+        grads = torch.autograd.grad(output, (input, weight), torch.ones_like(output))
+        references = torch.autograd.grad(expected, (input, weight), torch.ones_like(expected))
+        for grad, reference in zip(grads, references, strict=True):
+            assert layout_of(grad) == layout_of(reference), (layout, weight_layout)
+
+
+@pytest.mark.parametrize("pool", ["max_pool2d", "avg_pool2d"])
+@pytest.mark.parametrize("case", POOLS)
+def test_pools(case, pool):
+    shape, kwargs = POOLS[case]
+    for layout in LAYOUTS:
+        input = LAYOUTS[layout](torch.randn(shape)).requires_grad_()
+        output = getattr(ours, pool)(input, 2, **kwargs)
+        expected = getattr(F, pool)(input, 2, **kwargs)
+        assert output.stride() == expected.stride(), layout
+        (grad,) = torch.autograd.grad(output, input, torch.ones_like(output))
+        (reference,) = torch.autograd.grad(expected, input, torch.ones_like(expected))
+        assert layout_of(grad) == layout_of(reference), layout
+        if pool == "max_pool2d":
+            _, indices = ours.max_pool2d(input, 2, **kwargs, return_indices=True)
+            _, expected = F.max_pool2d(input, 2, **kwargs, return_indices=True)
+            assert indices.stride() == expected.stride(), layout
+
+
+@pytest.mark.parametrize("case", CONVOLUTIONS)
+def test_fake_kernels_agree(case):
+    shape, weight_shape, kwargs = CONVOLUTIONS[case]
+    for layout, weight_layout in itertools.product(LAYOUTS, LAYOUTS):
+        input, weight = LAYOUTS[layout](torch.randn(shape)), torch.randn(weight_shape)
+        weight = LAYOUTS[weight_layout](weight)
+        real = ours.conv2d(input, weight, **kwargs)
+        with FakeTensorMode() as mode:
+            fake = ours.conv2d(mode.from_tensor(input), mode.from_tensor(weight), **kwargs)
+        assert fake.stride() == real.stride(), (layout, weight_layout)
