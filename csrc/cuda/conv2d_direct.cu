@@ -34,11 +34,18 @@ void wgrad(const Conv2dProblem& problem, Dtype dtype, const void* grad_output,
            const void* relu_output, const void* input, void* grad_weight, Stream stream) {
   const int64_t weights =
       static_cast<int64_t>(problem.K) * problem.group_channels() * problem.R * problem.S;
+  const int64_t outputs = static_cast<int64_t>(problem.N) * problem.P * problem.Q;
   with_dtype(dtype, [&](auto zero) {
     using T = decltype(zero);
-    launch<conv2d_direct_wgrad<T>>(dim3(static_cast<unsigned>(weights)), kThreadsPerSum, 0, stream,
-                                   problem, grad_output_of<T>(grad_output, relu_output),
-                                   static_cast<const T*>(input), static_cast<T*>(grad_weight));
+    const auto grad = grad_output_of<T>(grad_output, relu_output);
+    const auto* in = static_cast<const T*>(input);
+    auto* out = static_cast<T*>(grad_weight);
+    if (outputs <= kOutputsOfOneThread)
+      launch<conv2d_direct_wgrad<T, 1>>(grid_for(weights), kThreadsPerBlock, 0, stream, problem,
+                                        grad, in, out);
+    else
+      launch<conv2d_direct_wgrad<T, kThreadsPerSum>>(
+          dim3(static_cast<unsigned>(weights)), kThreadsPerSum, 0, stream, problem, grad, in, out);
   });
 }
 

@@ -4,6 +4,7 @@
 //   fprop  a thread per output pixel (n, k, p, q)      walks c, r, s
 //   dgrad  a thread per input pixel (n, c, h, w)       walks r, s, k over the outputs that read it
 //   wgrad  a block per weight (k, c, r, s)             its threads share n, p, q; block_sum
+//          (a thread per weight where there are few outputs to share)
 //   bgrad  a block per filter k                        likewise
 //
 //        input plane c            output plane k
@@ -28,6 +29,9 @@ namespace cnnkernels::CNN_TARGET {
 
 constexpr int kThreadsPerSum = 128;
 
+// wgrad: up to this many outputs a thread sums them alone.
+constexpr int64_t kOutputsOfOneThread = 64;
+
 // Sums over many channels are kept in parts of this many, which are then added: rounding errors
 // grow with the length of a chain of additions, and two short chains err less than a long one.
 constexpr int kChannelsPerPart = 16;
@@ -46,17 +50,17 @@ struct GradOutput {
   }
 };
 
-// Walks the outputs (n, p, q) from the thread's own on, in steps of the block's size, without a
-// division a step.
+// Walks the outputs (n, p, q) from the one numbered `first` on, in steps of `step` outputs,
+// without a division a step.
 struct OutputWalk {
   int n, p, q;
   int step_n, step_p, step_q;
 
-  __device__ OutputWalk(const Conv2dProblem& problem) {
+  __device__ OutputWalk(const Conv2dProblem& problem, int first, int step) {
     const int64_t pixels = static_cast<int64_t>(problem.P) * problem.Q;
-    const int pixel = threadIdx.x % pixels, step = blockDim.x % pixels;
-    n = threadIdx.x / pixels, p = pixel / problem.Q, q = pixel % problem.Q;
-    step_n = blockDim.x / pixels, step_p = step / problem.Q, step_q = step % problem.Q;
+    const int pixel = first % pixels, step_pixel = step % pixels;
+    n = first / pixels, p = pixel / problem.Q, q = pixel % problem.Q;
+    step_n = step / pixels, step_p = step_pixel / problem.Q, step_q = step_pixel % problem.Q;
   }
 
   __device__ void advance(const Conv2dProblem& problem) {
@@ -127,25 +131,28 @@ __global__ void conv2d_direct_dgrad(Conv2dProblem problem, GradOutput<T> grad_ou
   grad_input[problem.input.at(n, c, h, w)] = static_cast<T>(sum);
 }
 
-template <class T>
-__global__ void __launch_bounds__(kThreadsPerSum)
+// kThreads is how many threads share the sum of a weight: a block's, or 1.
+template <class T, int kThreads>
+__global__ void __launch_bounds__(kThreadsPerBlock)
     conv2d_direct_wgrad(Conv2dProblem problem, GradOutput<T> grad_output,
                         const T* __restrict__ input, T* __restrict__ grad_weight) {
-  const auto [k, c, r, s] =
-      position_of(blockIdx.x, problem.group_channels(), problem.R, problem.S, problem.weight);
+  const auto [k, c, r, s] = position_of(global_thread() / kThreads, problem.group_channels(),
+                                        problem.R, problem.S, problem.weight);
+  if (k >= problem.K) return;
   const int input_c = k / problem.group_filters() * problem.group_channels() + c;
   const int h0 = r * problem.dilation_h - problem.pad_top;
   const int w0 = s * problem.dilation_w - problem.pad_left;
+  const int lane = threadIdx.x % kThreads;
 
   Accumulator<T> sum = 0;
-  for (OutputWalk at(problem); at.n < problem.N; at.advance(problem)) {
+  for (OutputWalk at(problem, lane, kThreads); at.n < problem.N; at.advance(problem)) {
     const int h = at.p * problem.stride_h + h0, w = at.q * problem.stride_w + w0;
     if (h < 0 || h >= problem.H || w < 0 || w >= problem.W) continue;
     sum += grad_output.at(problem, at.n, k, at.p, at.q) *
            static_cast<Accumulator<T>>(input[problem.input.at(at.n, input_c, h, w)]);
   }
-  sum = block_sum<kThreadsPerSum>(sum);
-  if (threadIdx.x == 0) grad_weight[problem.weight.at(k, c, r, s)] = static_cast<T>(sum);
+  if constexpr (kThreads > 1) sum = block_sum<kThreads>(sum);
+  if (lane == 0) grad_weight[problem.weight.at(k, c, r, s)] = static_cast<T>(sum);
 }
 
 template <class T>
@@ -154,7 +161,7 @@ __global__ void __launch_bounds__(kThreadsPerSum)
                         T* __restrict__ grad_bias) {
   const int k = blockIdx.x;
   Accumulator<T> sum = 0;
-  for (OutputWalk at(problem); at.n < problem.N; at.advance(problem))
+  for (OutputWalk at(problem, threadIdx.x, kThreadsPerSum); at.n < problem.N; at.advance(problem))
     sum += grad_output.at(problem, at.n, k, at.p, at.q);
   sum = block_sum<kThreadsPerSum>(sum);
   if (threadIdx.x == 0) grad_bias[k] = static_cast<T>(sum);
