@@ -4,12 +4,14 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 import cnnkernels
 from cnnkernels import demo
+from cnnkernels.checkpoint import CheckpointError
 from cnnkernels.data import DataError, Dataset, load
 from cnnkernels.train import (
     BACKENDS,
@@ -29,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return options.run(options)
-    except (DataError, ConfigError, ImportError) as error:
+    except (DataError, ConfigError, CheckpointError, ImportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -45,8 +47,9 @@ def _parser() -> argparse.ArgumentParser:
         "--data",
         default="auto",
         metavar="SET",
-        help="auto (default), fashion-mnist, digits, or a folder with IDX files; auto is the "
-        "first that is there of MNIST in the cache folder, Fashion-MNIST, digits",
+        help="auto (default), mnist, fashion-mnist, digits, or a folder with IDX files or "
+        "CIFAR-10's binary files; mnist and fashion-mnist are downloaded if need be; auto is the "
+        "first of the three that is there",
     )
     with_data.add_argument("--no-progress", action="store_true", help="show no progress bar")
 
@@ -58,10 +61,21 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--seed", type=int, default=0, metavar="S")
     command.add_argument("--lr", type=float, metavar="X", help="learning rate")
     command.add_argument("--steps", type=int, metavar="N", help="stop after N steps")
+    command.add_argument(
+        "--log", type=Path, metavar="DIR", help="log loss and accuracies for TensorBoard"
+    )
+    command.add_argument(
+        "--checkpoint", type=Path, metavar="FILE", help="save the run after each whole epoch"
+    )
+    command.add_argument(
+        "--resume", type=Path, metavar="FILE", help="go on from a checkpoint of the same run"
+    )
     command.set_defaults(run=_train)
 
     command = commands.add_parser(
-        "demo", parents=[with_data], help="train, then compare results and speed with torch's"
+        "demo",
+        parents=[with_data],
+        help="train, then compare results and speed with torch's, and draw feature maps",
     )
     command.add_argument("--quick", action="store_true", help="fewer images and rounds")
     command.set_defaults(run=_demo)
@@ -83,6 +97,9 @@ def _train(options: argparse.Namespace) -> int:
         learning_rate=options.lr,
         max_steps=options.steps,
         progress=not options.no_progress,
+        log=options.log,
+        checkpoint=options.checkpoint,
+        resume=options.resume,
     )
     print(
         f"model {config.model}, backend {config.backend}, device {config.device}, "
@@ -113,8 +130,10 @@ def _load(spec: str) -> Dataset:
 
 
 def _show_epoch(report: EpochReport) -> None:
+    validation = report.validation
+    held_out = "" if validation is None else f"validation accuracy {100 * validation:.2f} %   "
     print(
-        f"epoch {report.epoch:2}   loss {report.loss:.4f}   "
+        f"epoch {report.epoch:2}   loss {report.loss:.4f}   {held_out}"
         f"test accuracy {100 * report.accuracy:.2f} %   {report.seconds:.1f} s",
         flush=True,
     )

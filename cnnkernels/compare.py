@@ -8,6 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,46 +57,59 @@ class Timing:
         return self.torch / self.ours
 
 
-def parity(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> list[Parity]:
+@dataclass(frozen=True)
+class Comparison:
+    """Errors of the output and of every gradient, and the share of decisions left out."""
+
+    rows: list[Parity]
+    left_out: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether every row does."""
+        return all(row.holds for row in self.rows)
+
+
+def parity(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Comparison:
     """Compares the output and every gradient of the cross entropy with float64 references.
 
-    `model` is made of torch.nn's modules and has float32 parameters; it stays as it is. The
-    batches are pairs of images, (N, 1, 28, 28), and labels, (N,); the images should be decided
-    ones, see `decided`. What several batches give counts as one long vector: ten elements, such
-    as the gradient of one bias, are too few to tell rounding from luck.
+    `model` is made of torch.nn's modules, each used once, and has float32 parameters; it stays as
+    it is. The batches are pairs of images, (N, C, H, W), and labels, (N,). What several batches
+    give counts as one long vector: ten elements, such as the gradient of one bias, are too few to
+    tell rounding from luck.
+
+    Where a ReLU's input is so near to zero, or two values of a pooling window are so near to each
+    other, that rounding may turn the decision, a turn would send the gradient elsewhere, however
+    exact the arithmetic is: an error of another kind than the one judged here. So no gradient
+    passes there, in the reference, in torch and in ours alike, and the rest of the network is
+    compared in full. Near is what the outputs in float32 are off float64 at that layer: wrong
+    outputs cannot hide there, since theirs is a row of its own, and a network with all its
+    gradients stopped has none that hold.
     """
-    batches = list(batches)
-    reference = _results(copy.deepcopy(model).double(), batches)
-    torchs = _results(copy.deepcopy(model), batches)
-    ours = _results(cnnkernels.convert(copy.deepcopy(model)), batches)
-    return [
-        Parity(name, _relative_error(ours[name], exact), _relative_error(torchs[name], exact))
-        for name, exact in reference.items()
+    sides = (
+        copy.deepcopy(model).double().eval(),
+        copy.deepcopy(model).eval(),
+        cnnkernels.convert(copy.deepcopy(model).eval()),
+    )
+    decisions = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.ReLU, nn.MaxPool2d))
     ]
-
-
-def decided(model: nn.Module, images: Tensor) -> Tensor:
-    """Tells on which images rounding cannot flip a ReLU or a maximum: bool, (N,).
-
-    A flip sends a gradient elsewhere, however exact the arithmetic is: an error of another kind
-    than the one `parity` judges. Safe is a distance, in float64, from zero at each nn.ReLU, and
-    from the runners-up at each nn.MaxPool2d, that is above float32's rounding of that layer.
-    Equal maxima are safe too: the first one wins in any precision.
-    """
-    safe = torch.ones(len(images), dtype=torch.bool)
-
-    def check(module: nn.Module, inputs: tuple[Tensor]) -> None:
-        distances = inputs[0].abs() if isinstance(module, nn.ReLU) else _leads(module, inputs[0])
-        nearest = distances.flatten(1).amin(1)
-        safe.logical_and_(nearest > 8 * EPS * inputs[0].abs().max())
-
-    reference = copy.deepcopy(model).double()
-    for module in reference.modules():
-        if isinstance(module, (nn.ReLU, nn.MaxPool2d)):
-            module.register_forward_pre_hook(check)
-    with torch.no_grad():
-        reference(images.double())
-    return safe
+    found, passed = [defaultdict(list) for _ in sides], []
+    for images, labels in batches:
+        passes = [_Pass(side, decisions, images) for side in sides]
+        gates = _gates(sides[0], *(forward.trace for forward in passes))
+        passed += [gate.flatten() for gate in gates.values()]
+        for forward, results in zip(passes, found, strict=True):
+            for name, result in forward.results(labels, gates).items():
+                results[name].append(result.flatten())
+    exact, torchs, ours = ({name: torch.cat(parts) for name, parts in f.items()} for f in found)
+    rows = [
+        Parity(name, _relative_error(ours[name], y), _relative_error(torchs[name], y))
+        for name, y in exact.items()
+    ]
+    return Comparison(rows, 1 - torch.cat(passed).double().mean().item())
 
 
 def aten_calls(model: nn.Module, images: Tensor, labels: Tensor) -> set[str]:
@@ -108,7 +122,7 @@ def aten_calls(model: nn.Module, images: Tensor, labels: Tensor) -> set[str]:
 def timings(model: nn.Module, images: Tensor, labels: Tensor, rounds: int) -> list[Timing]:
     """Times inference and a training step of `model` as it is and converted.
 
-    Both take the same images, (N, 1, 28, 28), and the same threads. The sides take turns, so
+    Both take the same images, (N, C, H, W), and the same threads. The sides take turns, so
     that both see what else the machine does.
 
     Raises:
@@ -139,33 +153,85 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _results(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-    """By name, the output and the gradients, those of all batches in one vector."""
-    dtype = next(model.parameters()).dtype
-    found = defaultdict(list)
-    for images, labels in batches:
-        images = images.to(dtype, copy=True).requires_grad_()
-        model.zero_grad()
-        output = model(images)
-        F.cross_entropy(output, labels).backward()
-        found["output"].append(output.detach())
-        for name, parameter in model.named_parameters():
-            found[f"gradient of {name}"].append(parameter.grad)
-        found["gradient of input"].append(images.grad)
-    return {name: torch.cat([part.flatten() for part in parts]) for name, parts in found.items()}
+_Trace = dict[str, tuple[Tensor, Tensor]]
+
+
+class _Pass:
+    """A forward pass and, once it is known what gradients may pass, its backward pass.
+
+    `trace` has the input and the output of the modules that decide, in the order of their calls.
+    """
+
+    def __init__(self, model: nn.Module, decisions: Iterable[str], images: Tensor) -> None:
+        self.model = model
+        self.trace: _Trace = {}
+        self.gates: dict[str, Tensor] = {}
+        self.images = images.to(next(model.parameters()).dtype, copy=True).requires_grad_()
+        handles = []
+        for name in decisions:
+            module = model.get_submodule(name)
+            handles.append(module.register_forward_pre_hook(partial(self._before, name=name)))
+            handles.append(module.register_forward_hook(partial(self._after, name=name)))
+        self.output = model(self.images)
+        for handle in handles:
+            handle.remove()
+
+    def results(self, labels: Tensor, gates: dict[str, Tensor]) -> dict[str, Tensor]:
+        """By name, the output and the gradients of what passes the gates."""
+        self.gates = gates
+        names, parameters = zip(*self.model.named_parameters(), strict=True)
+        loss = F.cross_entropy(self.output, labels)
+        gradients = torch.autograd.grad(loss, (*parameters, self.images))
+        titles = (f"gradient of {name}" for name in (*names, "input"))
+        return {"output": self.output.detach(), **dict(zip(titles, gradients, strict=True))}
+
+    def _before(self, module: nn.Module, args: tuple[Tensor], name: str) -> None:
+        in_place = getattr(module, "inplace", False)
+        self._input = args[0].detach().clone() if in_place else args[0].detach()
+
+    def _after(self, module: nn.Module, args: tuple[Tensor], output: Tensor, name: str) -> None:
+        self.trace[name] = self._input, output.detach()
+        output.register_hook(
+            lambda gradient: gradient * self.gates[name] if name in self.gates else None
+        )
+
+
+def _gates(model: nn.Module, exact: _Trace, *float32: _Trace) -> dict[str, Tensor]:
+    """For each ReLU and max pooling, by name, which of its outputs rounding cannot redirect: bool.
+
+    The ReLU before a max pooling has none of its own, for one kernel may compute both.
+    """
+    gates, relu = {}, None
+    for name, (x, output) in exact.items():
+        module = model.get_submodule(name)
+        reach = 2 * max((trace[name][1] - output).abs().max().item() for trace in float32)
+        if isinstance(module, nn.ReLU):
+            gates[name], relu = x.abs() > reach, name
+        elif relu is not None and x.data_ptr() == exact[relu][1].data_ptr():
+            del gates[relu]
+            lead, best = _leads(module, exact[relu][0])
+            gates[name] = (lead > 2 * reach) & (best.abs() > reach)
+        else:
+            gates[name] = _leads(module, x)[0] > 2 * reach
+    return gates
+
+
+def _leads(pool: nn.MaxPool2d, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each window, the maximum's lead over the next smaller value, and the maximum.
+
+    Equal maxima do not count: the first one wins in any precision.
+    """
+    pad_h, pad_w = _pair(pool.padding)
+    planes = F.pad(x.flatten(0, 1).unsqueeze(1), (pad_w, pad_w, pad_h, pad_h), value=-math.inf)
+    windows = F.unfold(planes, pool.kernel_size, pool.dilation, 0, pool.stride)
+    best = windows.amax(1)
+    leads = best.unsqueeze(1) - windows
+    shape = pool(x).shape
+    return leads.masked_fill(leads == 0, math.inf).amin(1).view(shape), best.view(shape)
 
 
 def _relative_error(y: Tensor, reference: Tensor) -> float:
     return ((y.double() - reference).norm() / reference.norm()).item()
-
-
-def _leads(pool: nn.MaxPool2d, x: Tensor) -> Tensor:
-    """By how much each value of a window is below the window's maximum; inf for the maxima."""
-    pad_h, pad_w = _pair(pool.padding)
-    planes = F.pad(x.flatten(0, 1).unsqueeze(1), (pad_w, pad_w, pad_h, pad_h), value=-math.inf)
-    windows = F.unfold(planes, pool.kernel_size, pool.dilation, 0, pool.stride)
-    lead = windows.amax(1, keepdim=True) - windows
-    return lead.masked_fill(lead == 0, math.inf).view(len(x), -1)
 
 
 def _pair(value: int | tuple[int, int]) -> tuple[int, int]:

@@ -1,18 +1,25 @@
-"""Image sets of ten classes in 28x28 grey pixels: MNIST, Fashion-MNIST, handwritten digits.
+"""Image sets of ten classes: MNIST, Fashion-MNIST, handwritten digits, CIFAR-10.
 
-Nothing is downloaded. MNIST and sets in its format are read from IDX files (LeCun, Cortes and
-Burges, "The MNIST database", section "file formats"), Fashion-MNIST from the Debian package that
-ships it, and the digits from scikit-learn, which carries them within.
+MNIST and sets in its format are read from IDX files (LeCun, Cortes and Burges, "The MNIST
+database", section "file formats"), CIFAR-10 from its binary version (Krizhevsky, "The CIFAR-10
+dataset"), and the digits come with scikit-learn. MNIST and Fashion-MNIST are downloaded if they
+are asked for by name, and only then.
 """
 
+import contextlib
 import gzip
+import hashlib
+import http.client
 import importlib
 import math
 import os
+import urllib.request
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import BinaryIO
 
 import torch
 import torch.nn.functional as F
@@ -32,12 +39,70 @@ FASHION_CLASSES = (
     "Bag",
     "Ankle boot",
 )
-FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
-FASHION_PACKAGE = "dataset-fashion-mnist"
+CIFAR10_CLASSES = (
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+)
+DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")  # of package dataset-fashion-mnist
 DIGITS_TEST_IMAGES = 297  # of 1797
 
 _UNSIGNED_BYTE = 0x08
 _GZIP_MAGIC = b"\x1f\x8b"
+_CIFAR10_SHAPE = (3, 32, 32)
+_CIFAR10_RECORD = 1 + math.prod(_CIFAR10_SHAPE)  # the label goes first
+_TIMEOUT_SECONDS = 30
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a data set of IDX files is downloaded from: its files' SHA-256 by their names."""
+
+    title: str
+    url: str
+    classes: tuple[str, ...]
+    checksums: dict[str, str]
+
+
+SOURCES = {
+    "mnist": Source(
+        "MNIST",
+        "https://ossci-datasets.s3.amazonaws.com/mnist/",
+        DIGITS,
+        {
+            "train-images-idx3-ubyte.gz": "440fcabf73cc546fa21475e81ea37026"
+            "5605f56be210a4024d2ca8f203523609",
+            "train-labels-idx1-ubyte.gz": "3552534a0a558bbed6aed32b30c495cc"
+            "a23d567ec52cac8be1a0730e8010255c",
+            "t10k-images-idx3-ubyte.gz": "8d422c7b0a1c1c79245a5bcf07fe86e3"
+            "3eeafee792b84584aec276f5a2dbc4e6",
+            "t10k-labels-idx1-ubyte.gz": "f7ae60f92e00ec6debd23a6088c31dbd"
+            "2371eca3ffa0defaefb259924204aec6",
+        },
+    ),
+    "fashion-mnist": Source(
+        "Fashion-MNIST",
+        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+        FASHION_CLASSES,
+        {
+            "train-images-idx3-ubyte.gz": "3aede38d61863908ad78613f6a32ed27"
+            "1626dd12800ba2636569512369268a84",
+            "train-labels-idx1-ubyte.gz": "a04f17134ac03560a47e3764e11b92fc"
+            "97de4d1bfaf8ba1a3aa29af54cc90845",
+            "t10k-images-idx3-ubyte.gz": "346e55b948d973a97e58d2351dde16a4"
+            "84bd415d4595297633bb08f03db6a073",
+            "t10k-labels-idx1-ubyte.gz": "67da17c76eaffca5446c3361aaab5c3c"
+            "d6d1c2608764d35dfb1850b086bf8dd5",
+        },
+    ),
+}
 
 
 class DataError(ValueError):
@@ -48,19 +113,36 @@ class MissingExtra(ImportError):
     """A package is absent that only the programs need, not the kernels."""
 
 
-def import_extra(module: str, package: str) -> ModuleType:
-    """Imports a module of the extra `train`; raises MissingExtra, which says how to get it."""
+def import_extra(module: str, package: str, extra: str = "train") -> ModuleType:
+    """Imports a module of an extra; raises MissingExtra, which says how to get it."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise MissingExtra(
-            f"{package} is not installed; get it with: pip install cnnkernels[train]"
+            f"{package} is not installed; get it with: pip install cnnkernels[{extra}]"
         ) from error
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that stands at `path`, whole and on the disk, once the block is done.
+
+    If the block raises, there is nothing new at `path`, and no trace of the attempt.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Images as float32 in [0, 1], (N, 1, 28, 28), and labels as int64 in [0, 10), (N,)."""
+    """Images as float32 in [0, 1], (N, C, H, W), and labels as int64 in [0, 10), (N,)."""
 
     name: str
     train_images: Tensor
@@ -73,21 +155,25 @@ class Dataset:
 def load(spec: str = "auto") -> Dataset:
     """Loads the data set that `spec` names.
 
-    `auto` takes the first that is there of MNIST in the cache folder, Fashion-MNIST and the
-    digits; its choice is the `name` of what it returns. `fashion-mnist` and `digits` name
-    theirs; anything else is a folder with IDX files.
+    `mnist` and `fashion-mnist` are downloaded into the cache folder unless they are there;
+    `digits` comes with scikit-learn. `auto` downloads nothing: it takes the first that is there of
+    MNIST, Fashion-MNIST and the digits; its choice is the `name` of what it returns. Anything
+    else is a folder with IDX files or with CIFAR-10's binary files.
 
     Raises:
-        DataError: the data set is absent or corrupt.
+        DataError: the data set is absent or corrupt, or cannot be downloaded.
         MissingExtra: the digits are asked for and scikit-learn is absent.
     """
     if spec == "auto":
         return _load_first_present()
-    if spec == "fashion-mnist":
-        return load_fashion_mnist()
+    if spec in SOURCES:
+        return _load_or_download(spec)
     if spec == "digits":
         return load_digits()
-    return load_idx_folder(Path(spec), f"IDX files in {spec}")
+    folder = Path(spec)
+    if (folder / "test_batch.bin").exists() or any(folder.glob("data_batch_*.bin")):
+        return load_cifar10_folder(folder, f"CIFAR-10 files in {spec}")
+    return load_idx_folder(folder, f"IDX files in {spec}")
 
 
 def cache_folder() -> Path:
@@ -97,13 +183,16 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cnnkernels"
 
 
-def load_fashion_mnist() -> Dataset:
-    """Fashion-MNIST (Xiao et al., 2017) as Debian ships it: 60,000 + 10,000 images."""
-    if not FASHION_FOLDER.is_dir():
-        raise DataError(
-            f"{FASHION_FOLDER}: no such folder; get it with: apt-get install {FASHION_PACKAGE}"
-        )
-    return load_idx_folder(FASHION_FOLDER, "Fashion-MNIST", FASHION_CLASSES)
+def download(source: Source, folder: Path) -> None:
+    """Downloads those of a data set's files that the folder lacks, and checks them.
+
+    A file is either there, whole and right, or not at all.
+
+    Raises:
+        DataError: a file cannot be had, or is not the one that was published.
+    """
+    for name in sorted(_lacking(source, folder)):
+        _download(source.url + name, folder / name, source.checksums[name])
 
 
 def load_digits() -> Dataset:
@@ -122,6 +211,20 @@ def load_digits() -> Dataset:
         labels[test],
         DIGITS,
     )
+
+
+def load_cifar10_folder(folder: Path, name: str) -> Dataset:
+    """CIFAR-10 from its binary version: any number of `data_batch_*.bin`, and `test_batch.bin`.
+
+    Raises:
+        DataError: a file is absent or not a whole number of records, or a label is not in 0..9.
+    """
+    batches = sorted(folder.glob("data_batch_*.bin"))
+    if not batches:
+        raise DataError(f"{folder / 'data_batch_1.bin'}: no such file")
+    images, labels = zip(*map(_read_cifar10, batches), strict=True)
+    test = _read_cifar10(folder / "test_batch.bin")
+    return Dataset(name, torch.cat(images), torch.cat(labels), *test, CIFAR10_CLASSES)
 
 
 def load_idx_folder(folder: Path, name: str, classes: tuple[str, ...] = DIGITS) -> Dataset:
@@ -168,12 +271,64 @@ def read_idx(path: Path, dimensions: int) -> Tensor:
 
 
 def _load_first_present() -> Dataset:
-    mnist = cache_folder() / "mnist"
-    if mnist.is_dir():
-        return load_idx_folder(mnist, "MNIST")
-    if FASHION_FOLDER.is_dir():
-        return load_fashion_mnist()
+    for key, source in SOURCES.items():
+        for folder in _folders(key):
+            if _lacking(source, folder) < set(source.checksums):  # some are there
+                return load_idx_folder(folder, source.title, source.classes)
     return load_digits()
+
+
+def _load_or_download(key: str) -> Dataset:
+    source, folders = SOURCES[key], _folders(key)
+    folder = next((folder for folder in folders if not _lacking(source, folder)), folders[0])
+    download(source, folder)
+    return load_idx_folder(folder, source.title, source.classes)
+
+
+def _folders(key: str) -> list[Path]:
+    """Where a data set is looked for: first, the folder that it is downloaded into."""
+    return [cache_folder() / key, *([DEBIAN_FASHION] if key == "fashion-mnist" else [])]
+
+
+def _lacking(source: Source, folder: Path) -> set[str]:
+    """The names of a data set's files that the folder has in no spelling."""
+    return {name for name in source.checksums if not _spellings(folder, name.removesuffix(".gz"))}
+
+
+def _download(url: str, path: Path, sha256: str) -> None:
+    digest, received = hashlib.sha256(), 0
+    try:
+        with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as response:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_file(path) as file:
+                while block := response.read(1 << 16):
+                    digest.update(block)
+                    received += len(block)
+                    file.write(block)
+                expected = response.headers["Content-Length"]
+                if expected is not None and received != int(expected):
+                    raise DataError(f"{url}: cut short: {received} of {expected} bytes")
+                if digest.hexdigest() != sha256:
+                    raise DataError(f"{url}: not the published file: SHA-256 {digest.hexdigest()}")
+    except (OSError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", None) or error
+        raise DataError(f"{url}: cannot be downloaded to {path.parent}: {reason}") from error
+
+
+def _read_cifar10(path: Path) -> tuple[Tensor, Tensor]:
+    try:
+        content = bytearray(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from error
+    if len(content) == 0 or len(content) % _CIFAR10_RECORD != 0:
+        raise DataError(
+            f"{path}: {len(content)} bytes are no whole number of records of {_CIFAR10_RECORD}"
+        )
+    records = torch.frombuffer(content, dtype=torch.uint8).view(-1, _CIFAR10_RECORD)
+    labels = records[:, 0].long()
+    if labels.max() >= len(CIFAR10_CLASSES):
+        raise DataError(f"{path}: label {labels.max()}, not in 0..{len(CIFAR10_CLASSES) - 1}")
+    return records[:, 1:].reshape(-1, *_CIFAR10_SHAPE).float().div_(255), labels
 
 
 def _load_part(folder: Path, part: str, classes: int) -> tuple[Tensor, Tensor]:
@@ -196,11 +351,16 @@ def _load_part(folder: Path, part: str, classes: int) -> tuple[Tensor, Tensor]:
 
 def _find(folder: Path, stem: str, dimensions: int) -> Path:
     name = f"{stem}-idx{dimensions}-ubyte"
-    for spelling in (name, f"{stem}.idx{dimensions}-ubyte"):
-        for path in (folder / spelling, folder / f"{spelling}.gz"):
-            if path.exists():
-                return path
+    if found := _spellings(folder, name):
+        return found[0]
     raise DataError(f"{folder / name}: no such file, plain or .gz")
+
+
+def _spellings(folder: Path, name: str) -> list[Path]:
+    """The files there are for one of MNIST's names: some distributions spell it with a dot."""
+    names = (name, name.replace("-idx", ".idx"))
+    paths = (folder / f"{spelling}{suffix}" for spelling in names for suffix in ("", ".gz"))
+    return [path for path in paths if path.exists()]
 
 
 def _read_unpacked(path: Path) -> bytearray:

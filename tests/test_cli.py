@@ -39,11 +39,19 @@ def test_options_reach_the_run(folder: str, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(cli, "train", stop)
     options = "--backend emulator --epochs 3 --seed 7 --lr 0.5 --steps 9 --no-progress"
+    options += " --model c --log runs --checkpoint to.pt --resume from.pt"
     with pytest.raises(Stop) as caught:
         cli.main(["train", "--data", folder, *options.split()])
     config = caught.value.args[0]
     assert (config.backend, config.epochs, config.seed) == ("emulator", 3, 7)
     assert (config.learning_rate, config.max_steps, config.progress) == (0.5, 9, False)
+    assert (config.model, config.log) == ("c", Path("runs"))
+    assert (config.checkpoint, config.resume) == (Path("to.pt"), Path("from.pt"))
+
+
+def test_validation_is_shown(folder: str, capsys: pytest.CaptureFixture) -> None:
+    assert cli.main(["train", "--data", folder, "--model", "convnet", "--epochs", "1"]) == 0
+    assert "   validation accuracy " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -51,6 +59,11 @@ def test_options_reach_the_run(folder: str, monkeypatch: pytest.MonkeyPatch) -> 
     [
         (["--data", "/nonexistent"], "error: /nonexistent: no such folder"),
         (["--epochs", "0"], "error: epochs must be positive and finite, not 0"),
+        (["--model", "vgg16"], "error: model vgg16 takes images of shape (3, 224, 224), not"),
+        (["--resume", "/nonexistent"], "error: /nonexistent: No such file or directory"),
+        (["--resume", __file__], f"error: {__file__}: damaged, or not a checkpoint: "),
+        (["--checkpoint", "/nonexistent/run.pt"], "error: checkpoint /nonexistent/run.pt: no such"),
+        (["--log", __file__], "error: "),
         (["--lr", "nan"], "error: learning_rate must be positive and finite, not nan"),
         (["--backend", "emulator", "--device", "cuda"], "error: the emulator runs on device cpu"),
     ],

@@ -1,9 +1,15 @@
-"""Reading image sets: IDX files whole and damaged, and which set is taken."""
+"""Image sets: files whole and damaged, downloads that fail midway, and which set is taken."""
 
+import dataclasses
 import gzip
+import hashlib
+import os
+import socket
 import struct
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -13,6 +19,7 @@ from cnnkernels import data
 from cnnkernels.data import DataError, MissingExtra, load, read_idx
 
 REAL_MNIST = Path(__file__).parents[2] / "shared" / "data" / "mnist"
+REAL_CIFAR10 = Path(__file__).parents[2] / "shared" / "data" / "cifar10"
 
 
 def idx(shape: tuple[int, ...], content: bytes, element_type: int = 8) -> bytes:
@@ -39,11 +46,20 @@ def mnist(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder in which cache and Fashion-MNIST are looked for."""
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder in which cache and Fashion-MNIST are looked for; there is no network."""
     monkeypatch.setenv("CNNKERNELS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(data, "FASHION_FOLDER", tmp_path / "fashion")
-    return tmp_path
+    monkeypatch.setattr(data, "DEBIAN_FASHION", tmp_path / "fashion")
+    with socket.socket() as silent:  # bound and not listening: its port refuses connections
+        silent.bind(("127.0.0.1", 0))
+        serve_from(monkeypatch, f"http://127.0.0.1:{silent.getsockname()[1]}/")
+        yield tmp_path
+
+
+def serve_from(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("no_proxy", "*")
+    for key, source in data.SOURCES.items():
+        monkeypatch.setitem(data.SOURCES, key, dataclasses.replace(source, url=url))
 
 
 def test_values_shapes_and_dtypes(mnist: Path) -> None:
@@ -167,6 +183,10 @@ def test_auto_takes_the_first_that_is_there(elsewhere: Path) -> None:
     assert load().name.startswith("handwritten digits")
     write_mnist(elsewhere / "fashion", train=2)
     assert load().name == "Fashion-MNIST"
+    write_mnist(elsewhere / "cache" / "fashion-mnist", train=3)
+    assert len(load().train_labels) == 3
+    (elsewhere / "cache" / "mnist").mkdir()
+    assert load().name == "Fashion-MNIST"
     write_mnist(elsewhere / "cache" / "mnist", train=4)
     found = load("auto")
     assert (found.name, len(found.train_labels)) == ("MNIST", 4)
@@ -189,13 +209,212 @@ def test_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     assert data.cache_folder() == Path.home() / ".cache" / "cnnkernels"
 
 
-def test_fashion_mnist(elsewhere: Path) -> None:
-    with pytest.raises(DataError, match="apt-get install dataset-fashion-mnist"):
-        load("fashion-mnist")
+def test_fashion_mnist_of_debian(elsewhere: Path) -> None:
     write_mnist(elsewhere / "fashion")
     found = load("fashion-mnist")
     assert found.classes[9] == "Ankle boot"
     assert len(found.train_labels) == 5
+
+
+@dataclasses.dataclass
+class Answer:
+    body: bytes
+    status: int = 200
+    announced: int | None = None  # the length in the header, if not the body's
+
+
+class Server:
+    """Serves what `answers` has, and counts what it is asked for."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, Answer] = {}
+        self.asked: list[str] = []
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                server.asked.append(self.path[1:])
+                answer = server.answers.get(self.path[1:], Answer(b"", 404))
+                self.send_response(answer.status)
+                length = len(answer.body) if answer.announced is None else answer.announced
+                self.send_header("Content-Length", str(length))
+                self.end_headers()
+                self.wfile.write(answer.body)  # and then the connection is closed
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+        self.http = HTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_port}/"
+
+
+@pytest.fixture
+def server(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A server of a small set under MNIST's names, with the checksums to match."""
+    server = Server()
+    for path in write_mnist(elsewhere / "published").iterdir():
+        server.answers[path.name + ".gz"] = Answer(gzip.compress(path.read_bytes()))
+    checksums = {n: hashlib.sha256(a.body).hexdigest() for n, a in server.answers.items()}
+    serve_from(monkeypatch, server.url)
+    for key, source in data.SOURCES.items():
+        assert set(checksums) == set(source.checksums)
+        monkeypatch.setitem(data.SOURCES, key, dataclasses.replace(source, checksums=checksums))
+    thread = threading.Thread(target=server.http.serve_forever)
+    thread.start()
+    yield server
+    server.http.shutdown()
+    server.http.server_close()
+    thread.join()
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
+def test_download(server: Server, elsewhere: Path, name: str) -> None:
+    found = load(name)
+    assert (found.name, len(found.train_labels)) == (data.SOURCES[name].title, 5)
+    assert found.classes == data.SOURCES[name].classes
+    assert sorted(server.asked) == sorted(server.answers)
+    assert {p.name for p in (elsewhere / "cache" / name).iterdir()} == set(server.answers)
+    load(name)
+    load("auto")
+    assert len(server.asked) == 4  # what is there is not asked for again
+
+
+def test_auto_does_not_download(server: Server) -> None:
+    pytest.importorskip("sklearn", reason="the digits are scikit-learn's")
+    load("auto")
+    assert server.asked == []
+
+
+BAD = "train-images-idx3-ubyte.gz"
+
+
+def corrupt(body: bytes) -> Answer:
+    return Answer(body[:50] + bytes([body[50] ^ 1]) + body[51:])
+
+
+def truncated(body: bytes) -> Answer:
+    return Answer(body[:-20])
+
+
+def cut_midway(body: bytes) -> Answer:
+    return Answer(body[: len(body) // 2], announced=len(body))
+
+
+def absent(body: bytes) -> Answer:
+    return Answer(b"<html>gone</html>", status=404)
+
+
+def broken(body: bytes) -> Answer:
+    return Answer(b"", status=503)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (corrupt, "not the published file: SHA-256 [0-9a-f]{64}"),
+        (truncated, "not the published file: SHA-256 [0-9a-f]{64}"),
+        (cut_midway, r"cut short: \d+ of \d+ bytes"),
+        (absent, "cannot be downloaded to .*mnist: Not Found"),
+        (broken, "cannot be downloaded to .*mnist: Service Unavailable"),
+    ],
+)
+def test_failed_downloads(
+    server: Server, elsewhere: Path, fault: Callable[[bytes], Answer], message: str
+) -> None:
+    good = server.answers[BAD]
+    server.answers[BAD] = fault(good.body)
+    with pytest.raises(DataError, match=f"^{server.url}{BAD}: {message}$") as caught:
+        load("mnist")
+    assert "\n" not in str(caught.value)
+    folder = elsewhere / "cache" / "mnist"
+    here = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    assert here <= set(server.answers) - {BAD}
+    server.answers[BAD] = good
+    assert len(load("mnist").train_labels) == 5
+    assert len(server.asked) == 5  # of which four were right
+
+
+def test_download_without_a_network(elsewhere: Path) -> None:
+    for name in ("mnist", "fashion-mnist"):
+        with pytest.raises(DataError, match="cannot be downloaded to .*: .*refused"):
+            load(name)
+    assert not (elsewhere / "cache").exists()
+
+
+def test_an_interrupted_file_leaves_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    with data.atomic_file(path) as file:
+        file.write(b"first")
+        assert not path.exists()
+    with pytest.raises(KeyboardInterrupt), data.atomic_file(path) as file:
+        file.write(b"sec")
+        raise KeyboardInterrupt
+    assert path.read_bytes() == b"first"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def cifar10_record(label: int, *rgb: int) -> bytes:
+    return bytes([label]) + b"".join(bytes([value]) * 1024 for value in rgb)
+
+
+@pytest.fixture
+def cifar10(tmp_path: Path) -> Path:
+    red, blue = cifar10_record(3, 255, 0, 0), cifar10_record(9, 0, 0, 51)
+    (tmp_path / "data_batch_1.bin").write_bytes(red + blue)
+    (tmp_path / "data_batch_2.bin").write_bytes(blue)
+    (tmp_path / "test_batch.bin").write_bytes(red)
+    return tmp_path
+
+
+def test_cifar10(cifar10: Path) -> None:
+    found = load(str(cifar10))
+    assert found.train_images.shape == (3, 3, 32, 32)
+    assert found.test_images.shape == (1, 3, 32, 32)
+    assert found.train_images.dtype == torch.float32
+    assert found.train_labels.tolist() == [3, 9, 9]
+    assert found.train_labels.dtype == torch.int64
+    assert found.classes[found.test_labels[0]] == "cat"
+    assert found.train_images.mean((2, 3)).tolist() == [
+        [1, 0, 0],
+        [0, 0, pytest.approx(0.2)],
+        [0, 0, pytest.approx(0.2)],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "fault"),
+    [
+        ("data_batch_2.bin", b"", "0 bytes are no whole number of records of 3073"),
+        ("data_batch_2.bin", cifar10_record(0, 1, 2, 3)[:-1], "3072 bytes are no whole number"),
+        ("test_batch.bin", cifar10_record(0, 1, 2, 3) + b"\0", "3074 bytes are no whole number"),
+        ("test_batch.bin", cifar10_record(10, 1, 2, 3), "label 10, not in 0..9"),
+        ("test_batch.bin", None, "No such file or directory"),
+    ],
+)
+def test_damaged_cifar10(cifar10: Path, file: str, content: bytes | None, fault: str) -> None:
+    (cifar10 / file).unlink()
+    if content is not None:
+        (cifar10 / file).write_bytes(content)
+    with pytest.raises(DataError, match=f"{file}: {fault}"):
+        load(str(cifar10))
+
+
+def test_cifar10_without_training_files(cifar10: Path) -> None:
+    for path in cifar10.glob("data_batch_*"):
+        path.unlink()
+    with pytest.raises(DataError, match=r"data_batch_1\.bin: no such file"):
+        load(str(cifar10))
+
+
+@pytest.mark.skipif(not REAL_CIFAR10.is_dir(), reason="no copy of CIFAR-10 beside the checkout")
+def test_the_real_cifar10() -> None:
+    found = load(str(REAL_CIFAR10))
+    assert found.train_images.shape[1:] == found.test_images.shape[1:] == (3, 32, 32)
+    assert found.test_labels[:5].tolist() == [3, 8, 8, 0, 6]
+    assert found.train_labels[:5].tolist() == [6, 9, 9, 4, 1]
+    # About the means that everybody normalises CIFAR-10 by.
+    means = found.train_images.mean((0, 2, 3)).tolist()
+    assert means == pytest.approx([0.4914, 0.4822, 0.4465], abs=5e-3)
 
 
 def test_digits() -> None:

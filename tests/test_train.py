@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +11,8 @@ from torch import nn
 
 from cnnkernels import compare, demo, train
 from cnnkernels.data import DIGITS, Dataset, MissingExtra, load
-from cnnkernels.models import build_model
-from cnnkernels.train import ConfigError, TrainConfig
+from cnnkernels.models import MODELS, build_model, model_names
+from cnnkernels.train import HYPERPARAMETERS, ConfigError, TrainConfig
 
 EPS = torch.finfo(torch.float32).eps
 
@@ -25,9 +26,11 @@ def digits() -> Dataset:
     )
 
 
-def noise(train_images: int = 250, test_images: int = 10) -> Dataset:
+def noise(
+    train_images: int = 250, test_images: int = 10, shape: tuple[int, int, int] = (1, 28, 28)
+) -> Dataset:
     count = train_images + test_images
-    images, labels = torch.rand(count, 1, 28, 28), torch.arange(count) % 10
+    images, labels = torch.rand(count, *shape), torch.arange(count) % 10
     parts = images[:train_images], labels[:train_images], images[train_images:]
     return Dataset("noise", *parts, labels[train_images:], DIGITS)
 
@@ -38,6 +41,24 @@ def test_losses_follow_torchs(digits: Dataset, backend: str, steps: int) -> None
     torchs = train.train(TrainConfig(digits, backend="torch", max_steps=steps))
     assert len(ours.losses) == len(torchs.losses) == steps
     assert torchs.losses[-1] < torchs.losses[0]
+    assert follows(ours.losses, torchs.losses)
+
+
+@pytest.mark.parametrize("name", [n for n in HYPERPARAMETERS if not n.startswith("vgg")])
+def test_every_mnist_models_losses_follow_torchs(digits: Dataset, name: str) -> None:
+    ours = train.train(TrainConfig(digits, model=name, max_steps=5))
+    torchs = train.train(TrainConfig(digits, model=name, backend="torch", max_steps=5))
+    assert torchs.losses[-1] < torchs.losses[0]
+    assert follows(ours.losses, torchs.losses)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n in HYPERPARAMETERS if n.startswith("vgg")])
+def test_every_vggs_losses_follow_torchs(name: str) -> None:
+    data = noise(4, 1, MODELS[name].input_shape)
+    ours = train.train(TrainConfig(data, model=name, epochs=2))
+    torchs = train.train(TrainConfig(data, model=name, epochs=2, backend="torch"))
+    assert len(torchs.losses) == 2 and torchs.losses[0] != torchs.losses[1]
     assert follows(ours.losses, torchs.losses)
 
 
@@ -103,6 +124,33 @@ def test_every_image_is_seen_once_an_epoch_in_another_order(
     assert len({tuple(first), tuple(second), tuple(range(250))}) == 3
 
 
+def test_every_model_has_hyperparameters() -> None:
+    assert list(HYPERPARAMETERS) == model_names()
+
+
+def test_validation_images_are_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, seen, judged = noise(120, 7), [], []
+    numbers = torch.arange(120.0).view(-1, 1, 1, 1).expand(-1, 1, 28, 28)
+
+    def record(model: nn.Module, optimizer: object, images: torch.Tensor, labels: object):
+        seen.extend(images[:, 0, 0, 0].int().tolist())
+        return torch.tensor(0.0)
+
+    def judge(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, size: int) -> float:
+        judged.append(len(images))
+        return 1 / len(images)
+
+    monkeypatch.setattr(train, "train_step", record)
+    monkeypatch.setattr(train, "accuracy", judge)
+    data = dataclasses.replace(data, train_images=numbers)
+    result = train.train(TrainConfig(data, model="convnet", backend="torch", epochs=1))
+    assert sorted(seen) == list(range(100))
+    assert sorted(judged) == [7, 20]
+    assert (result.epochs[0].accuracy, result.epochs[0].validation) == (1 / 7, 1 / 20)
+    result = train.train(TrainConfig(data, model="a", backend="torch", epochs=1))
+    assert result.epochs[0].validation is None
+
+
 def test_learning_rate_is_used() -> None:
     config = TrainConfig(noise(), backend="torch", max_steps=1, learning_rate=0.5)
     slow = dataclasses.replace(config, learning_rate=None)
@@ -136,6 +184,11 @@ def test_accuracy_counts_and_keeps_the_mode() -> None:
         ({"max_steps": -1}, "max_steps must be positive"),
         ({"learning_rate": math.nan}, "learning_rate must be positive and finite"),
         ({"learning_rate": math.inf}, "learning_rate must be positive and finite"),
+        (
+            {"model": "vgg11-32"},
+            r"takes images of shape \(3, 32, 32\), not \(1, 28, 28\) \(noise\)",
+        ),
+        ({"checkpoint": Path("/nonexistent/run.pt")}, "checkpoint .*run.pt: no such folder"),
         ({"device": "cuda", "backend": "emulator"}, "the emulator runs on device cpu"),
     ],
 )
@@ -165,20 +218,18 @@ def test_the_bar_is_for_terminals(
 
 def test_parity_is_judged_not_assumed(monkeypatch: pytest.MonkeyPatch) -> None:
     data, model = noise(40, 20), build_model("a")
-    images, labels = data.train_images, data.train_labels
-    safe = compare.decided(model, images)
-    assert safe.any()
-    batch = [(images[safe], labels[safe])]
-    rows = {row.name: row for row in compare.parity(model, batch)}
-    assert len(rows) == 1 + 6 + 1  # output, parameters, input
-    assert all(row.holds for row in rows.values()), rows
+    batch = [(data.train_images, data.train_labels)]
+    found = compare.parity(model, batch)
+    assert len(found.rows) == 1 + 6 + 1  # output, parameters, input
+    assert found.holds, found.rows
+    assert found.left_out < 0.01
 
     def convert_badly(model: nn.Module) -> nn.Module:
         model[3].bias.register_hook(lambda grad: grad * (1 + 1e-5))
         return model
 
     monkeypatch.setattr("cnnkernels.convert", convert_badly)
-    wrong = [row.name for row in compare.parity(model, batch) if not row.holds]
+    wrong = [row.name for row in compare.parity(model, batch).rows if not row.holds]
     assert wrong == ["gradient of 3.bias"]
 
 
@@ -189,27 +240,39 @@ def test_parity_rule() -> None:
     assert not compare.Parity("", ours=math.nan, torch=1).holds
 
 
-def test_decided_sees_close_calls() -> None:
-    images = torch.tensor([[1.0, 0.5], [1.0, 1 - 1e-7], [1.0, 1.0], [1.0, 1e-7], [1.0, -0.5]])
+def test_no_gradient_passes_a_close_call() -> None:
+    images = torch.tensor([[1.0, 0.5], [1.0, 1 - 1e-7], [1.0, 1.0], [1.0, 1e-7], [1e-7, -1.0]])
     images = images.view(5, 1, 1, 2)
-    assert compare.decided(_with_weight(nn.MaxPool2d((1, 2))), images).tolist() == [
-        True,
-        False,
-        True,
-        True,
-        True,
-    ]
-    assert compare.decided(_with_weight(nn.ReLU()), images).tolist() == [
-        True,
-        True,
-        True,
-        False,
-        True,
-    ]
+    # Scaled by a number that float32 rounds: so are the errors that tell what is near.
+    scale = nn.Conv2d(1, 1, 1, bias=False).requires_grad_()
+    scale.weight.data.fill_(0.1)
+    expected = {
+        "relu": [[1, 1], [1, 1], [1, 1], [1, 0], [0, 1]],
+        "pool": [[1], [0], [1], [1], [1]],
+        "both": [[1], [0], [1], [1], [0]],
+    }
+    relu, pool = nn.ReLU(), nn.MaxPool2d((1, 2))
+    decisions = {"relu": [relu], "pool": [pool], "both": [relu, pool]}
+    for kind, modules in decisions.items():
+        layers = [scale, *modules, nn.Flatten()]
+        outputs = len(expected[kind][0])
+        model = nn.Sequential(*layers, nn.Linear(outputs, 2, bias=False))
+        left_out = 1 - torch.tensor(expected[kind], dtype=torch.double).mean().item()
+        found = compare.parity(model, [(images, torch.zeros(5, dtype=torch.long))])
+        assert found.left_out == pytest.approx(left_out), kind
 
 
-def _with_weight(module: nn.Module) -> nn.Module:
-    return nn.Sequential(nn.Identity(), module)
+def test_wrong_outputs_cannot_hide_in_close_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    def convert_badly(model: nn.Module) -> nn.Module:
+        model[0].weight.data.mul_(1000)  # then everything is near
+        return model
+
+    data = noise(10, 1)
+    monkeypatch.setattr("cnnkernels.convert", convert_badly)
+    found = compare.parity(build_model("a"), [(data.train_images, data.train_labels)])
+    assert found.left_out > 0.9
+    assert not found.holds
+    assert not found.rows[0].holds
 
 
 def test_aten_calls_are_seen() -> None:
@@ -219,9 +282,13 @@ def test_aten_calls_are_seen() -> None:
     assert {"threshold_backward.default", "max_pool2d_with_indices_backward.default"} <= found
 
 
-def test_demo(digits: Dataset, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_demo(
+    digits: Dataset, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib draws the picture")
     monkeypatch.setattr(demo, "MIN_STEPS", 15)
     monkeypatch.setattr(demo, "QUICK_ROUNDS", 1)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(compare, "_ROUND_SECONDS", 0.001)
     assert demo.run(digits, quick=True) == 0
     out = capsys.readouterr().out
@@ -229,7 +296,17 @@ def test_demo(digits: Dataset, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     assert out.count(" ok\n") == 8
     assert "WRONG" not in out
     assert "inference" in out and "training step" in out
+    assert (tmp_path / "runs" / "feature_maps.png").read_bytes().startswith(b"\x89PNG")
+    assert str(demo.PICTURE) in out
     assert max(map(len, out.splitlines())) <= 100
+
+
+def test_demo_without_matplotlib(digits: Dataset, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    demo._show_picture(build_model("a"), digits)
+    assert "matplotlib is not installed; get it with: pip install cnnkernels[viz]" in (
+        capsys.readouterr().out
+    )
 
 
 def test_demo_fails_where_torch_does_the_work(

@@ -137,9 +137,7 @@ struct Source {
 // to[i] = from[i * stride], i < count.
 template <class T>
 void copy_run(Sum<T>* __restrict to, int64_t count, const T* __restrict from, int64_t stride) {
-  if (stride == 1 && std::is_same_v<T, Sum<T>>) {
-    std::memcpy(to, from, static_cast<size_t>(count) * sizeof(T));  // the fastest for short runs
-  } else if (stride == 1) {
+  if (stride == 1) {
     for (int64_t i = 0; i < count; ++i) to[i] = static_cast<Sum<T>>(from[i]);
   } else {
     for (int64_t i = 0; i < count; ++i) to[i] = static_cast<Sum<T>>(from[i * stride]);
@@ -158,6 +156,18 @@ void copy_run(Sum<T>* to, int64_t count, const Source<T>& from, int64_t Strides:
   }
 }
 
+// The first `count` elements along one dimension of a source, then zeros.
+template <class T>
+Vector<Sum<T>> load_run(int64_t count, const Source<T>& from, int64_t Strides::* dimension) {
+  constexpr int n = kLanes<Sum<T>>;
+  if constexpr (std::is_same_v<T, Sum<T>>) {
+    if (count == n && from.strides.*dimension == 1 && from.relu == nullptr) return load(from.data);
+  }
+  Sum<T> run[n] = {};
+  copy_run(run, count, from, dimension);
+  return load(run);
+}
+
 // Packs one vector's width of a panel: to[i * pitch + lane] = element i along `run` and `lane`
 // along `across` of the source. Lanes beyond `lanes` become zero.
 template <class T>
@@ -174,22 +184,15 @@ void pack_lanes(Sum<T>* to, int64_t pitch, int64_t count, int lanes, const Sourc
   };
   if (from.strides.*across == 1) {
     for (int64_t i = 0; i < count; ++i) {
-      copy_run(to + i * pitch, lanes, shifted(i, 0), across);
-      for (int lane = lanes; lane < n; ++lane) to[i * pitch + lane] = 0;
+      store<Sum<T>>(to + i * pitch, load_run(lanes, shifted(i, 0), across));
     }
     return;
   }
-  Vector<Sum<T>> square[n] = {};
   for (int64_t first = 0; first < count; first += n) {
+    Vector<Sum<T>> square[n] = {};
     const int64_t filled = least<int64_t>(n, count - first);
-    for (int lane = 0; lane < n; ++lane) {
-      Sum<T> line[n] = {};
-      if (lane < lanes && filled == n) {
-        copy_run(line, n, shifted(first, lane), run);
-      } else if (lane < lanes) {
-        copy_run(line, filled, shifted(first, lane), run);
-      }
-      square[lane] = load(line);
+    for (int lane = 0; lane < lanes; ++lane) {
+      square[lane] = load_run(filled, shifted(first, lane), run);
     }
     transpose<Sum<T>>(square);
     for (int64_t i = 0; i < filled; ++i) store<Sum<T>>(to + (first + i) * pitch, square[i]);

@@ -18,11 +18,9 @@ namespace {
 
 // Taps that make a piece of work worth a thread.
 constexpr int64_t kGrain = 16384;
-// Channels_last planes go to threads in blocks: of a cache line of channels at least, more where
-// there are kBlocks of them, but no larger than this where 16-bit gradients are summed in a
-// workspace.
+// Channels_last planes go to threads in blocks of this many channels at least, a cache line of
+// them, but no more than fit this size where 16-bit gradients are summed in a workspace.
 constexpr int kLeastBlock = 16;
-constexpr int kBlocks = 16;
 constexpr int64_t kBlockElements = 1 << 18;
 
 bool channels_last(const Strides& input, const Strides& output) {
@@ -209,24 +207,31 @@ class Maxima {
     with_stride(stride, [&](auto step) {
       int64_t i = 0;
       for (; i + kWidth <= count; i += kWidth) {
-        Sum<T> values[kWidth];
-        for (int lane = 0; lane < kWidth; ++lane) {
-          values[lane] = static_cast<Sum<T>>(from[(i + lane) * step]);
-        }
-        fold_vector(tap, first + i, load(values));
+        fold_vector(tap, first + i, load_vector(from + i * step, step));
       }
       if (i == count) return;
-      Vector<Sum<T>> values = Vector<Sum<T>>{} + kLowest;
-      for (int64_t lane = 0; lane < count - i; ++lane) {
-        values[lane] = static_cast<Sum<T>>(from[(i + lane) * step]);
+      Sum<T> values[kWidth];
+      for (int64_t lane = 0; lane < kWidth; ++lane) {
+        values[lane] = i + lane < count ? static_cast<Sum<T>>(from[(i + lane) * step]) : kLowest;
       }
-      fold_vector(tap, first + i, values);
+      fold_vector(tap, first + i, load(values));
     });
   }
 
  private:
   static constexpr int kWidth = kLanes<Sum<T>>;
   static constexpr Sum<T> kLowest = -std::numeric_limits<Sum<T>>::infinity();
+
+  template <class Step>
+  static Vector<Sum<T>> load_vector(const T* from, Step step) {
+    if constexpr (std::is_same_v<T, Sum<T>> &&
+                  std::is_same_v<Step, std::integral_constant<int64_t, 1>>) {
+      return load(from);
+    }
+    Sum<T> values[kWidth];
+    for (int lane = 0; lane < kWidth; ++lane) values[lane] = static_cast<Sum<T>>(from[lane * step]);
+    return load(values);
+  }
 
   void fold_vector(Tap tap, int64_t first, Vector<Sum<T>> value) {
     const Vector<Sum<T>> best = load(values_.data() + first);
@@ -248,10 +253,14 @@ void max_forward(const Pool2dProblem& problem, const T* input, T* output, Code* 
   for_lines(
       problem, last, [](int64_t length) { return Maxima<T>(length); },
       [&](const Line& line, Maxima<T>& maxima) {
-        const int first_row = problem.rows(static_cast<int>(line.p)).begin;
-        maxima.clear(line.count, [&](int64_t i) {
-          return first_row * problem.S + first_columns[last ? line.q : i];
-        });
+        const int first = problem.rows(static_cast<int>(line.p)).begin * problem.S;
+        if (last) {
+          const int tap = first + first_columns[line.q];
+          maxima.clear(line.count, [tap](int64_t) { return tap; });
+        } else {
+          const int32_t* columns = first_columns.data();
+          maxima.clear(line.count, [first, columns](int64_t i) { return first + columns[i]; });
+        }
         for_line_taps(problem, last, line, input,
                       [&](int tap, int64_t first, int64_t count, const T* from, int64_t stride) {
                         maxima.fold(tap, first, count, from, stride);
@@ -298,46 +307,60 @@ void max_gather(const Pool2dProblem& problem, const T* input, const Code* argmax
       });
 }
 
-// Some planes of grad_input in the making. 16-bit ones are summed in a workspace.
+// How grad_input is cut into blocks of planes that a thread computes at a time: of one plane or,
+// where channels lie closest, of some channels. 16-bit gradients are summed in a workspace.
+template <class T>
+struct Blocks {
+  static constexpr bool kInPlace = std::is_same_v<T, Sum<T>>;
+
+  bool last;
+  Partition channels;
+  Strides strides;  // of the gradients in the making
+
+  explicit Blocks(const Pool2dProblem& problem)
+      : last(channels_last(problem.input, problem.output)),
+        channels(problem.C, last ? largest(problem) : 1),
+        strides(problem.input) {
+    if (kInPlace) return;
+    strides = last ? Strides{0, 1, problem.W * channels.largest(), channels.largest()}
+                   : Strides{0, 0, problem.W, 1};
+  }
+
+ private:
+  // Two blocks or more a thread, and of a cache line of channels or more.
+  static int64_t largest(const Pool2dProblem& problem) {
+    const int64_t block =
+        greatest<int64_t>(kLeastBlock, problem.N * problem.C / (2 * thread_count()));
+    const int64_t elements = static_cast<int64_t>(problem.H) * problem.W;
+    return kInPlace ? block : clamp<int64_t>(kBlockElements / elements, 1, block);
+  }
+};
+
+// A block of grad_input in the making.
 template <class T>
 struct Planes {
   int64_t n, c, channels;
-  bool last;  // channels lie closest, else there is one
   Sum<T>* data;
-  Strides strides;
 };
 
 // Calls fill(planes, scratch) for blocks of planes that hold zeros, then stores them. Scratch
 // has room for one line of outputs.
 template <class T, class Fill>
-void for_planes(const Pool2dProblem& problem, T* grad_input, const Fill& fill) {
+void for_planes(const Pool2dProblem& problem, const Blocks<T>& blocks, T* grad_input,
+                const Fill& fill) {
   using S = Sum<T>;
-  const bool last = channels_last(problem.input, problem.output);
-  const int64_t elements = static_cast<int64_t>(problem.H) * problem.W;
-  constexpr bool in_place = std::is_same_v<T, S>;
-  int64_t block = greatest<int64_t>(kLeastBlock, problem.N * problem.C / kBlocks);
-  if (!in_place) block = clamp<int64_t>(kBlockElements / elements, 1, block);
-  const Partition blocks(problem.C, last ? block : 1);
-  const int64_t size = elements * blocks.largest();
+  const bool last = blocks.last;
+  const int64_t size = static_cast<int64_t>(problem.H) * problem.W * blocks.channels.largest();
   const int64_t grain = greatest<int64_t>(1, kGrain / size);
-  parallel_for(problem.N * blocks.count, grain, [&](int64_t begin, int64_t end) {
-    Workspace<S> sums(in_place ? 0 : size);
-    Workspace<S> scratch(greatest<int64_t>(problem.Q, blocks.largest()));
+  parallel_for(problem.N * blocks.channels.count, grain, [&](int64_t begin, int64_t end) {
+    Workspace<S> sums(blocks.kInPlace ? 0 : size);
+    Workspace<S> scratch(greatest<int64_t>(problem.Q, blocks.channels.largest()));
     for (int64_t item = begin; item < end; ++item) {
-      const int64_t n = item / blocks.count, c = blocks.begin(item % blocks.count);
-      const int64_t channels = blocks.size(item % blocks.count);
-      T* to = grad_input + problem.input.at(n, c, 0, 0);
-      Planes<T> planes{n,
-                       c,
-                       channels,
-                       last,
-                       sums.data(),
-                       last ? Strides{0, 1, problem.W * channels, channels}
-                            : Strides{0, elements, problem.W, 1}};
-      if constexpr (in_place) {
-        planes.data = to;
-        planes.strides = problem.input;
-      }
+      const int64_t n = item / blocks.channels.count, block = item % blocks.channels.count;
+      const int64_t channels = blocks.channels.size(block);
+      T* to = grad_input + problem.input.at(n, blocks.channels.begin(block), 0, 0);
+      Planes<T> planes{n, blocks.channels.begin(block), channels, sums.data()};
+      if constexpr (Blocks<T>::kInPlace) planes.data = to;
       // The innermost loop runs along the elements that lie closest.
       const int64_t run = last ? channels : problem.W;
       const int64_t Strides::* inner = last ? &Strides::c : &Strides::w;
@@ -347,16 +370,16 @@ void for_planes(const Pool2dProblem& problem, T* grad_input, const Fill& fill) {
         }
       };
       for_runs([&](int64_t h, int64_t w) {
-        S* line = planes.data + planes.strides.at(0, 0, h, w);
-        with_stride(planes.strides.*inner, [&](auto step) {
+        S* line = planes.data + blocks.strides.at(0, 0, h, w);
+        with_stride(blocks.strides.*inner, [&](auto step) {
           for (int64_t i = 0; i < run; ++i) line[i * step] = 0;
         });
       });
       fill(planes, scratch.data());
-      if constexpr (!in_place) {
+      if constexpr (!Blocks<T>::kInPlace) {
         for_runs([&](int64_t h, int64_t w) {
           store_line(to + problem.input.at(0, 0, h, w), problem.input.*inner, run,
-                     planes.data + planes.strides.at(0, 0, h, w));
+                     planes.data + blocks.strides.at(0, 0, h, w));
         });
       }
     }
@@ -382,29 +405,29 @@ void max_backward(const Pool2dProblem& problem, const T* grad_output, const Code
                   T* grad_input) {
   constexpr bool in_plane = std::is_same_v<Code, int64_t>;
   const Workspace<bool> reached = columns_with_taps(problem);
-  for_planes<T>(problem, grad_input, [&](const Planes<T>& planes, Sum<T>*) {
-    const TapOffsets offsets(problem, planes.strides.h, planes.strides.w);
+  const Blocks<T> blocks(problem);
+  const TapOffsets offsets(problem, blocks.strides.h, blocks.strides.w);
+  for_planes<T>(problem, blocks, grad_input, [&](const Planes<T>& planes, Sum<T>*) {
     for (int p = 0; p < problem.P; ++p) {
       if (is_empty(problem.rows(p))) continue;
       const T* gradients = grad_output + problem.output.at(planes.n, planes.c, p, 0);
       const Code* codes = argmax + problem.argmax.at(planes.n, planes.c, p, 0);
-      if (!planes.last) {
+      if (!blocks.last) {
         scatter(problem.Q, gradients, problem.output.w, codes, problem.argmax.w, reached.data(), 1,
                 offsets, planes.data + (in_plane ? 0 : offsets.first(p, 0)),
-                in_plane ? 0 : problem.stride_w * planes.strides.w);
+                in_plane ? 0 : problem.stride_w * blocks.strides.w);
         continue;
       }
       for (int64_t q = 0; q < problem.Q; ++q) {
         scatter(planes.channels, gradients + q * problem.output.w, problem.output.c,
                 codes + q * problem.argmax.w, problem.argmax.c, reached.data() + q, 0, offsets,
-                planes.data + (in_plane ? 0 : offsets.first(p, q)), planes.strides.c);
+                planes.data + (in_plane ? 0 : offsets.first(p, q)), blocks.strides.c);
       }
     }
   });
 }
 
 // What the sum of a window is divided by: a factor of its row times one of its column.
-// Where there is no row or no column of the input below it, that factor is positive.
 template <class S>
 class Divisors {
  public:
@@ -418,6 +441,7 @@ class Divisors {
     for (int q = 0; q < problem.Q; ++q) {
       const int64_t size = extent(problem.input_w(q, 0), problem.S, problem.W,
                                   problem.count_include_pad ? problem.pad_w : 0);
+      // The zero that is the sum of a window outside the input shall not become a negative one.
       columns_[q] = static_cast<S>(divisor == 0 || is_empty(problem.columns(q)) ? size : divisor);
     }
   }
@@ -454,7 +478,8 @@ void avg_forward(const Pool2dProblem& problem, const T* input, T* output) {
                         });
                       });
         const S row = divisors.row(line.p);
-        for (int64_t i = 0; i < line.count; ++i) {
+        const bool empty = is_empty(problem.rows(static_cast<int>(line.p)));
+        for (int64_t i = 0; i < line.count && !empty; ++i) {
           sums[i] /= row * divisors.columns()[last ? line.q : i];
         }
         store_line(output + problem.output.at(line.n, line.c, line.p, line.q),
@@ -466,17 +491,18 @@ template <class T>
 void avg_backward(const Pool2dProblem& problem, const T* grad_output, T* grad_input) {
   using S = Sum<T>;
   const Divisors<S> divisors(problem);
-  for_planes<T>(problem, grad_input, [&](const Planes<T>& planes, S* shares) {
+  const Blocks<T> blocks(problem);
+  for_planes<T>(problem, blocks, grad_input, [&](const Planes<T>& planes, S* shares) {
     for (int64_t p = 0; p < problem.P; ++p) {
       const T* row = grad_output + problem.output.at(planes.n, planes.c, p, 0);
-      if (!planes.last) {
+      if (!blocks.last) {
         for (int64_t q = 0; q < problem.Q; ++q) {
           shares[q] =
               static_cast<S>(row[q * problem.output.w]) / (divisors.row(p) * divisors.columns()[q]);
         }
-        for_row_taps(problem, planes.strides, p,
+        for_row_taps(problem, blocks.strides, p,
                      [&](int, int64_t first, int64_t count, int64_t offset) {
-                       with_stride(problem.stride_w * planes.strides.w, [&](auto step) {
+                       with_stride(problem.stride_w * blocks.strides.w, [&](auto step) {
                          S* __restrict to = planes.data + offset;
                          for (int64_t i = 0; i < count; ++i) to[i * step] += shares[first + i];
                        });
@@ -488,7 +514,7 @@ void avg_backward(const Pool2dProblem& problem, const T* grad_output, T* grad_in
         for (int64_t i = 0; i < planes.channels; ++i) {
           shares[i] = static_cast<S>(row[q * problem.output.w + i]) / count;
         }
-        for_pixel_taps(problem, planes.strides, p, q, [&](int, int64_t offset) {
+        for_pixel_taps(problem, blocks.strides, p, q, [&](int, int64_t offset) {
           S* __restrict to = planes.data + offset;
           for (int64_t i = 0; i < planes.channels; ++i) to[i] += shares[i];
         });

@@ -1,0 +1,90 @@
+"""Pictures of what a network computes; matplotlib draws them, into files."""
+
+import copy
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import cnnkernels
+from cnnkernels.data import import_extra
+
+CHANNELS = 16  # as many as fit in a row
+
+# How the maps of a stage are coloured: with zero in the middle, or from zero on.
+_SIGNED, _POSITIVE = "RdBu_r", "magma"
+
+
+def first_layer(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
+    """What the first convolution of a model gives, and the ReLU and the pooling right after it.
+
+    Our kernels compute them from the image, (C, H, W), each stage in the modules that `convert`
+    makes of the model's own up to there. The model, of torch.nn's modules, stays as it is.
+
+    Returns:
+        (K, P, Q) by the name of the stage, in order.
+
+    Raises:
+        ValueError: the model has no Conv2d.
+    """
+    leaves = [module for module in model.modules() if not any(module.children())]
+    starts = [i for i, module in enumerate(leaves) if isinstance(module, nn.Conv2d)]
+    if not starts:
+        raise ValueError(f"{type(model).__name__} has no Conv2d")
+    followers = {nn.ReLU: "ReLU", nn.MaxPool2d: "max pooling", nn.AvgPool2d: "average pooling"}
+    stages, maps = {nn.Conv2d: "convolution"} | followers, {}
+    row: list[nn.Module] = []
+    for module in leaves[starts[0] :]:
+        if row and type(module) not in followers:
+            break
+        row.append(module)
+        ours = cnnkernels.convert(nn.Sequential(*copy.deepcopy(row)).eval())
+        with torch.inference_mode():
+            maps[stages[type(module)]] = ours(image.unsqueeze(0)).squeeze(0)
+    return maps
+
+
+def save_feature_maps(model: nn.Module, image: Tensor, path: Path, title: str = "") -> None:
+    """Draws an image, (C, H, W), and the first layer's maps of it, one row a stage, into a file.
+
+    The suffix of `path` tells the format; its folder is made if need be.
+
+    Raises:
+        MissingExtra: matplotlib is absent.
+    """
+    figure = import_extra("matplotlib.figure", "matplotlib", extra="viz").Figure
+    stages = first_layer(model, image)
+    shown = min(CHANNELS, *(len(maps) for maps in stages.values()))
+    picture = figure(figsize=(0.8 * (shown + 4), len(stages) + 0.6), layout="constrained")
+    left, right = picture.subfigures(1, 2, width_ratios=(3.2, shown))
+    _draw_image(left.subplots(), image, title)
+    for row, (stage, maps) in zip(
+        right.subfigures(len(stages), 1, squeeze=False)[:, 0], stages.items(), strict=True
+    ):
+        row.suptitle(f"{stage}: {' x '.join(map(str, maps.shape))}", fontsize=9)
+        _draw_maps(row, maps[:shown])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.savefig(path, dpi=150)
+
+
+def _draw_image(axes, image: Tensor, title: str) -> None:
+    grey = len(image) == 1
+    axes.imshow(image[0] if grey else image.permute(1, 2, 0), cmap="gray" if grey else None)
+    axes.set_title(title, fontsize=10)
+    axes.set_axis_off()
+
+
+def _draw_maps(row, maps: Tensor) -> None:
+    """One panel a channel, all on one scale, beside which it stands."""
+    signed, limit = bool((maps < 0).any()), maps.abs().max().item()
+    panels = row.subplots(1, len(maps), squeeze=False)[0]
+    for axes, channel in zip(panels, maps, strict=True):
+        drawn = axes.imshow(
+            channel,
+            cmap=_SIGNED if signed else _POSITIVE,
+            vmin=-limit if signed else 0,
+            vmax=limit,
+        )
+        axes.set_axis_off()
+    scale = row.colorbar(drawn, ax=panels, pad=0.01, aspect=8)
+    scale.ax.tick_params(labelsize=6)
