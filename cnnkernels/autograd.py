@@ -97,9 +97,10 @@ def _plain(function: type[Function]) -> type[Function]:
 
 
 def _is_channels_last(*tensors: Tensor) -> bool:
-    # What is contiguous counts as NCHW, and is told in a tenth of the time.
+    # The first condition follows from the second, and tells most of NCHW in a tenth of the time.
     return any(
-        not t.is_contiguous() and suggest_memory_format(t) == torch.channels_last for t in tensors
+        t.stride(1) <= t.stride(3) and suggest_memory_format(t) == torch.channels_last
+        for t in tensors
     )
 
 

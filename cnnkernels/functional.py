@@ -1,7 +1,8 @@
 """What :mod:`torch.nn.functional` calls these ops: same arguments, same results, same errors.
 
-All functions take float32 or float64 tensors on the CPU or a CUDA device, in any strides, of
-shape (N, C, H, W) or unbatched (C, H, W). They are differentiable to any order.
+All functions take float32, float64, float16 or bfloat16 tensors (sums of 16-bit ones are kept in
+float32) on the CPU or a CUDA device, in any strides, of shape (N, C, H, W) or unbatched (C, H, W).
+They are differentiable to any order.
 """
 
 from collections.abc import Sequence

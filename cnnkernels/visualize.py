@@ -69,7 +69,8 @@ def save_feature_maps(model: nn.Module, image: Tensor, path: Path, title: str = 
 
 def _draw_image(axes, image: Tensor, title: str) -> None:
     grey = len(image) == 1
-    axes.imshow(image[0] if grey else image.permute(1, 2, 0), cmap="gray" if grey else None)
+    pixels = image[0] if grey else image.permute(1, 2, 0)
+    axes.imshow(pixels.numpy(), cmap="gray" if grey else None)
     axes.set_title(title, fontsize=10)
     axes.set_axis_off()
 
@@ -80,7 +81,7 @@ def _draw_maps(row, maps: Tensor) -> None:
     panels = row.subplots(1, len(maps), squeeze=False)[0]
     for axes, channel in zip(panels, maps, strict=True):
         drawn = axes.imshow(
-            channel,
+            channel.numpy(),
             cmap=_SIGNED if signed else _POSITIVE,
             vmin=-limit if signed else 0,
             vmax=limit,

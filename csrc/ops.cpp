@@ -351,6 +351,9 @@ Pool2dProblem pool_problem(const Ints& sizes, const PoolArguments& arguments) {
     STD_TORCH_CHECK(padding[i] <= extent / 2,
                     "pad should be at most half of effective kernel size, but got pad=", padding[i],
                     ", kernel_size=", kernel[i], " and dilation=", dilation[i]);
+    STD_TORCH_CHECK(padding[i] <= kernel[i] / 2,
+                    "pad should be smaller than or equal to half of kernel size, but got pad=",
+                    padding[i], " and kernel_size=", kernel[i]);
     narrow(sizes[2 + i] + 2 * padding[i] + narrow(stride[i], "stride") + extent,
            "padded input size");
     output[i] = pool_output_size(sizes[2 + i], padding[i], kernel[i], stride[i], dilation[i],

@@ -1,4 +1,13 @@
-"""Results have torch's strides for every pair of input and weight formats."""
+"""Results have torch's strides for every pair of input and weight formats.
+
+Torch's rule: a convolution's results are channels_last if its input or its weight is, whatever the
+dtype; a pool follows its input. Where a size of 1 leaves the format open, it is the one that
+``Tensor.suggest_memory_format`` names. Two of torch's habits are not followed:
+
+- In a gradient of the weight, the strides of dimensions of size 1, which place nothing in memory,
+  differ between the libraries that torch picks by dtype, sizes and number of threads.
+- A gradient without elements takes the strides of the tensor it is for.
+"""
 
 import itertools
 from contextlib import nullcontext
@@ -13,7 +22,8 @@ import cnnkernels.functional as ours
 
 
 def channels_last(tensor):
-    return tensor.contiguous(memory_format=torch.channels_last)
+    """With that format's strides also where C = 1, which .contiguous() would leave alone."""
+    return torch.empty_like(tensor, memory_format=torch.channels_last).copy_(tensor)
 
 
 def cropped(tensor):
@@ -53,6 +63,10 @@ POOLS = {
     "one_image": ((1, 6, 9, 8), dict(stride=1)),
     "one_output_pixel": ((2, 6, 2, 2), {}),
     "ceil": ((2, 6, 9, 9), dict(ceil_mode=True)),
+    "one_pixel": ((2, 6, 1, 1), dict(padding=1)),
+    "one_pixel_one_channel": ((2, 1, 1, 1), dict(padding=1, stride=1)),
+    "row": ((2, 6, 1, 8), dict(padding=1)),
+    "empty_batch": ((0, 6, 9, 8), {}),
 }
 
 
@@ -66,7 +80,7 @@ def layout_of(tensor):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("case", CONVOLUTIONS)
 def test_conv2d(case, dtype, emulate):
-    """The output's strides to the letter; a gradient's where its sizes are not one."""
+    """Strides to the letter; of grad_weight where its sizes are not one."""
     shape, weight_shape, kwargs = CONVOLUTIONS[case]
     for layout, weight_layout in itertools.product(LAYOUTS, LAYOUTS):
         input = LAYOUTS[layout](torch.randn(shape, dtype=dtype)).requires_grad_()
@@ -79,22 +93,27 @@ def test_conv2d(case, dtype, emulate):
             continue
         grads = torch.autograd.grad(output, (input, weight), torch.ones_like(output))
         references = torch.autograd.grad(expected, (input, weight), torch.ones_like(expected))
-        for grad, reference in zip(grads, references, strict=True):
-            assert layout_of(grad) == layout_of(reference), (layout, weight_layout)
+        assert grads[0].stride() == references[0].stride(), (layout, weight_layout)
+        assert layout_of(grads[1]) == layout_of(references[1]), (layout, weight_layout)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("pool", ["max_pool2d", "avg_pool2d"])
 @pytest.mark.parametrize("case", POOLS)
-def test_pools(case, pool):
+def test_pools(backend, case, pool, dtype):
     shape, kwargs = POOLS[case]
     for layout in LAYOUTS:
-        input = LAYOUTS[layout](torch.randn(shape)).requires_grad_()
+        input = LAYOUTS[layout](torch.randn(shape, dtype=dtype, device=backend.device))
+        without_gradient = getattr(ours, pool)(input, 2, **kwargs)
+        input.requires_grad_()
         output = getattr(ours, pool)(input, 2, **kwargs)
         expected = getattr(F, pool)(input, 2, **kwargs)
-        assert output.stride() == expected.stride(), layout
-        (grad,) = torch.autograd.grad(output, input, torch.ones_like(output))
-        (reference,) = torch.autograd.grad(expected, input, torch.ones_like(expected))
-        assert layout_of(grad) == layout_of(reference), layout
+        assert output.stride() == without_gradient.stride() == expected.stride(), layout
+        for grad_layout in ("contiguous", "channels_last"):
+            grad_output = LAYOUTS[grad_layout](torch.ones_like(output))
+            (grad,) = torch.autograd.grad(output, input, grad_output, retain_graph=True)
+            (reference,) = torch.autograd.grad(expected, input, grad_output, retain_graph=True)
+            assert grad.stride() == reference.stride(), (layout, grad_layout)
         if pool == "max_pool2d":
             _, indices = ours.max_pool2d(input, 2, **kwargs, return_indices=True)
             _, expected = F.max_pool2d(input, 2, **kwargs, return_indices=True)

@@ -240,26 +240,26 @@ def test_parity_rule() -> None:
     assert not compare.Parity("", ours=math.nan, torch=1).holds
 
 
-def test_no_gradient_passes_a_close_call() -> None:
-    images = torch.tensor([[1.0, 0.5], [1.0, 1 - 1e-7], [1.0, 1.0], [1.0, 1e-7], [1e-7, -1.0]])
-    images = images.view(5, 1, 1, 2)
-    # Scaled by a number that float32 rounds: so are the errors that tell what is near.
-    scale = nn.Conv2d(1, 1, 1, bias=False).requires_grad_()
-    scale.weight.data.fill_(0.1)
-    expected = {
-        "relu": [[1, 1], [1, 1], [1, 1], [1, 0], [0, 1]],
-        "pool": [[1], [0], [1], [1], [1]],
-        "both": [[1], [0], [1], [1], [0]],
-    }
-    relu, pool = nn.ReLU(), nn.MaxPool2d((1, 2))
-    decisions = {"relu": [relu], "pool": [pool], "both": [relu, pool]}
-    for kind, modules in decisions.items():
-        layers = [scale, *modules, nn.Flatten()]
-        outputs = len(expected[kind][0])
-        model = nn.Sequential(*layers, nn.Linear(outputs, 2, bias=False))
-        left_out = 1 - torch.tensor(expected[kind], dtype=torch.double).mean().item()
-        found = compare.parity(model, [(images, torch.zeros(5, dtype=torch.long))])
-        assert found.left_out == pytest.approx(left_out), kind
+@pytest.mark.parametrize(
+    ("modules", "passed"),
+    [
+        ([nn.ReLU()], {"1": [[1, 1], [1, 1], [1, 1], [1, 0], [0, 1]]}),
+        ([nn.MaxPool2d((1, 2))], {"1": [[1], [0], [1], [1], [1]]}),
+        ([nn.ReLU(), nn.MaxPool2d((1, 2))], {"2": [[1], [0], [1], [1], [0]]}),
+        ([nn.ReLU(inplace=True), nn.MaxPool2d((1, 2))], {"2": [[1], [0], [1], [1], [0]]}),
+    ],
+)
+def test_no_gradient_passes_a_close_call(modules: list[nn.Module], passed: dict) -> None:
+    images = torch.tensor([[1, 0.5], [1, 1 - 3e-6], [1, 1], [1, 1e-6], [1e-6, -1]]).double()
+    rows = next(iter(passed.values()))
+    scale = nn.Conv2d(1, 1, 1, bias=False)
+    scale.weight.data.fill_(1)
+    model = nn.Sequential(scale, *modules, nn.Flatten(), nn.Linear(len(rows[0]), 1)).double()
+    names = [str(i) for i in range(1, 1 + len(modules))]
+    forward = compare._Pass(model, names, images.view(5, 1, 1, 2))
+    off = {name: (x, output + 1e-6) for name, (x, output) in forward.trace.items()}
+    gates = compare._gates(model, forward.trace, forward.trace, off)
+    assert {name: gate.flatten(1).int().tolist() for name, gate in gates.items()} == passed
 
 
 def test_wrong_outputs_cannot_hide_in_close_calls(monkeypatch: pytest.MonkeyPatch) -> None:
