@@ -26,9 +26,10 @@
 #include <cuda_runtime.h>
 #define CNN_TARGET cuda
 #else
-#include "../emulator/emulator.h"
-#include "../float16.h"
+#include "../emulator/cuda.h"
+#ifndef CNN_TARGET
 #define CNN_TARGET emulated
+#endif
 #endif
 
 namespace cnnkernels::CNN_TARGET {
@@ -122,42 +123,7 @@ namespace cnnkernels::emulated {
 
 constexpr const char* kTargetName = "emulated";
 
-using __half = Float16;
-using __nv_bfloat16 = BFloat16;
-
-using emulator::blockDim;
-using emulator::blockIdx;
-using emulator::dim3;
-using emulator::gridDim;
-using emulator::threadIdx;
-using emulator::uint3;
-constexpr int warpSize = emulator::kWarpSize;
-
-inline void __syncthreads() { emulator::sync_block(); }
-
-inline void __syncwarp(unsigned mask = 0xffffffff) {
-  emulator::warp_rendezvous(emulator::kSyncWarp, mask, nullptr);
-}
-
-template <class T>
-T __shfl_sync(unsigned mask, T value, int source, int width = warpSize) {
-  return emulator::shuffle(emulator::Shuffle::index, mask, value, source, width);
-}
-
-template <class T>
-T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = warpSize) {
-  return emulator::shuffle(emulator::Shuffle::up, mask, value, delta, width);
-}
-
-template <class T>
-T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = warpSize) {
-  return emulator::shuffle(emulator::Shuffle::down, mask, value, delta, width);
-}
-
-template <class T>
-T __shfl_xor_sync(unsigned mask, T value, int lanes, int width = warpSize) {
-  return emulator::shuffle(emulator::Shuffle::exclusive_or, mask, value, lanes, width);
-}
+using namespace emulator::cuda;
 
 // Runs the kernel; returns when it is done. Throws std::runtime_error for all that CUDA forbids.
 template <auto Kernel, class... Args>

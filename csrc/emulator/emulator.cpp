@@ -4,6 +4,7 @@
 #include <array>
 #include <atomic>
 #include <cstdio>
+#include <cstring>
 #include <exception>
 #include <memory>
 #include <new>
@@ -590,12 +591,12 @@ void set_architecture(int compute_capability) {
 
 void* shared_array(const SharedArray& array) { return worker->shared_array(array); }
 void* dynamic_shared() { return worker->dynamic_shared(); }
-void sync_block() { worker->sync_block(); }
+void sync_block(SourceLine) { worker->sync_block(); }
 
-void warp_rendezvous(const WarpOperation& operation, unsigned mask, void* payload) {
+void warp_rendezvous(const WarpOperation& operation, unsigned mask, void* payload, SourceLine) {
   worker->warp_rendezvous(operation, mask, payload);
 }
 
-void fail(const std::string& what) { worker->fail(worker->running(), what); }
+void fail(const std::string& what, SourceLine) { worker->fail(worker->running(), what); }
 
 }  // namespace cnnkernels::emulator

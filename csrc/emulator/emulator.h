@@ -9,9 +9,7 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <string>
-#include <type_traits>
 
 namespace cnnkernels::emulator {
 
@@ -66,8 +64,19 @@ void* dynamic_shared();
 
 // ---- Waiting for each other ----
 
+// Where in the kernel's source an operation stands. As a default argument, the caller's line.
+struct SourceLine {
+  const char* file;
+  int line;
+
+  static constexpr SourceLine here(const char* file = __builtin_FILE(),
+                                   int line = __builtin_LINE()) {
+    return {file, line};
+  }
+};
+
 // __syncthreads.
-void sync_block();
+void sync_block(SourceLine);
 
 // An operation that lanes of a warp carry out together. The last lane to arrive runs
 // complete(lanes, payloads) for all: bit i of `lanes` tells that lane i takes part, payloads[i]
@@ -80,73 +89,14 @@ struct WarpOperation {
 
 // Waits until all lanes of `mask` are here with the same operation and mask. The payload may lie
 // on the caller's stack.
-void warp_rendezvous(const WarpOperation&, unsigned mask, void* payload);
+void warp_rendezvous(const WarpOperation&, unsigned mask, void* payload, SourceLine);
 
 // Ends the kernel with an error that names it, the block and the thread.
-[[noreturn]] void fail(const std::string& what);
+[[noreturn]] void fail(const std::string& what, SourceLine = SourceLine::here());
 
 inline int lane_index() {
   const unsigned linear = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
   return static_cast<int>(linear % kWarpSize);
-}
-
-// ---- Warp operations ----
-
-inline constexpr WarpOperation kSyncWarp = {"__syncwarp", false, [](unsigned, void* const*) {}};
-
-struct ShufflePayload {
-  std::uint64_t value;
-  int source;
-  std::uint64_t result;
-};
-
-// A lane that reads one outside the mask gets what CUDA calls undefined: here all bits set, NaN.
-inline void exchange(unsigned lanes, void* const* payloads) {
-  for (int lane = 0; lane < kWarpSize; ++lane) {
-    if (!(lanes >> lane & 1)) continue;
-    auto& mine = *static_cast<ShufflePayload*>(payloads[lane]);
-    mine.result = lanes >> mine.source & 1
-                      ? static_cast<const ShufflePayload*>(payloads[mine.source])->value
-                      : ~std::uint64_t{0};
-  }
-}
-
-enum class Shuffle { index, up, down, exclusive_or };
-
-inline constexpr WarpOperation kShuffles[] = {{"__shfl_sync", true, exchange},
-                                              {"__shfl_up_sync", true, exchange},
-                                              {"__shfl_down_sync", true, exchange},
-                                              {"__shfl_xor_sync", true, exchange}};
-
-// The lane that the caller reads: PTX ISA, shfl.sync. The warp is cut into segments of `width`
-// lanes; a lane whose source would lie outside its segment reads itself.
-inline int shuffle_source(Shuffle kind, int lane, int operand, int width) {
-  if (width < 1 || width > kWarpSize || (width & (width - 1)) != 0) {
-    fail("a shuffle of width " + std::to_string(width) + "; it must be a power of two up to 32");
-  }
-  const int first = lane & ~(width - 1);
-  const int last = first + width - 1;
-  operand &= kWarpSize - 1;
-  switch (kind) {
-    case Shuffle::index:
-      return first | (operand & (width - 1));
-    case Shuffle::up:
-      return lane - operand >= first ? lane - operand : lane;
-    case Shuffle::down:
-      return lane + operand <= last ? lane + operand : lane;
-    default:  // may read an earlier segment
-      return (lane ^ operand) <= last ? lane ^ operand : lane;
-  }
-}
-
-template <class T>
-T shuffle(Shuffle kind, unsigned mask, T value, int operand, int width) {
-  static_assert(std::is_arithmetic_v<T> && (sizeof(T) == 4 || sizeof(T) == 8));
-  ShufflePayload payload = {0, shuffle_source(kind, lane_index(), operand, width), 0};
-  std::memcpy(&payload.value, &value, sizeof(T));
-  warp_rendezvous(kShuffles[static_cast<int>(kind)], mask, &payload);
-  std::memcpy(&value, &payload.result, sizeof(T));
-  return value;
 }
 
 }  // namespace cnnkernels::emulator
