@@ -34,6 +34,14 @@ NVCC_FLAGS = (
     "-std=c++17 -O3 --expt-relaxed-constexpr -lineinfo -Xcompiler=-fPIC,-fvisibility=hidden -Icsrc"
 ).split()
 
+# The emulated kernels once more, with calls before each access and in each basic block (see
+# csrc/emulator/instrumented.cpp). -O1 and blocks in the source's order keep the code as near to the
+# source as the counters suppose; -g1 tells lines.
+INSTRUMENTED_FLAGS = (
+    "-DCNN_TARGET=instrumented -DCNNKERNELS_INSTRUMENTED -fsanitize=thread "
+    "-fsanitize-coverage=trace-pc -O1 -fno-reorder-blocks -fno-thread-jumps -g1"
+).split()
+
 # The oldest torch whose stable ABI is used, 2.10 (torch/headeronly/version.h).
 TORCH_TARGET_FLAG = "-DTORCH_TARGET_VERSION=0x020a000000000000"
 
@@ -180,13 +188,15 @@ def groups(root: Path, config: Config) -> list[Group]:
         torch_flags.append("-DCNNKERNELS_WITH_CUDA")
         cuda.append(Group("cuda", "nvcc", nvcc_flags(config), cuda_sources))
 
+    # nvcc's pragmas, such as unroll, mean nothing to g++.
+    emulated = [*cxx, "-x", "c++", "-Wno-unknown-pragmas"]
     return [
         Group("torch", "cxx", [*cxx, *torch_flags], found("csrc/*.cpp")),
         Group("cpu", "cxx", cxx, [cpu_registry]),
         Group("emulator", "cxx", cxx, found("csrc/emulator/*.cpp")),
-        # nvcc's pragmas, such as unroll, mean nothing to g++.
-        Group("emulated", "cxx", [*cxx, "-x", "c++", "-Wno-unknown-pragmas"], cuda_sources),
+        Group("emulated", "cxx", emulated, cuda_sources),
         *cuda,
+        Group("instrumented", "cxx", [*emulated, *INSTRUMENTED_FLAGS], cuda_sources),
         # The linker keeps the first copy of an inline function that several objects contain.
         # One from an AVX object would crash a CPU without AVX, so those objects come last.
         *(

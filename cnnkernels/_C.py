@@ -26,14 +26,33 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
 _library, load_error = _load()
 
 
-def check() -> None:
+def check_loaded() -> None:
     """Raise ImportError with the reason if the library could not be loaded."""
     if load_error is not None:
         raise ImportError(f"cnnkernels has no compiled kernels: {load_error}")
 
 
+def observe(check: bool, profile: bool) -> None:
+    """Have the emulator check or count each access of the kernels that this process launches."""
+    check_loaded()
+    _library.cnnkernels_observe(check, profile)
+
+
+def clear_counters() -> None:
+    """Forget what was counted."""
+    check_loaded()
+    _library.cnnkernels_clear_counters()
+
+
+def counters() -> list[dict[str, Any]]:
+    """What was counted, by kernel, in the order of their first launches."""
+    check_loaded()
+    _library.cnnkernels_counters.restype = ctypes.c_char_p
+    return json.loads(_library.cnnkernels_counters())
+
+
 def info() -> dict[str, Any]:
     """Facts of the build, the CPU instruction set in use and the kernels, by backend and op."""
-    check()
+    check_loaded()
     _library.cnnkernels_info.restype = ctypes.c_char_p
     return json.loads(_library.cnnkernels_info())

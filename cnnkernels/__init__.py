@@ -6,9 +6,10 @@
 
 from cnnkernels import functional, nn
 from cnnkernels.convert import convert, unconverted
+from cnnkernels.emulation import emulate_cuda
 from cnnkernels.info import info
-from cnnkernels.settings import emulate_cuda
+from cnnkernels.profile import profile
 
 __version__ = "0.1.0"
 
-__all__ = ["convert", "emulate_cuda", "functional", "info", "nn", "unconverted"]
+__all__ = ["convert", "emulate_cuda", "functional", "info", "nn", "profile", "unconverted"]

@@ -35,7 +35,7 @@ _OPS = (
 
 
 def _missing(*_: Any) -> None:
-    _C.check()
+    _C.check_loaded()
 
 
 _op: dict[str, Callable[..., Any]] = {

@@ -4,6 +4,7 @@
 
 #include "build_info.h"
 #include "cpu/isa.h"
+#include "emulator/profiler.h"
 #include "registry.h"
 
 namespace cnnkernels {
@@ -58,5 +59,21 @@ extern "C" __attribute__((visibility("default"))) const char* cnnkernels_info() 
              object("\"cpu\": " + algorithms_json(Backend::cpu) +
                     ", \"emulated\": " + algorithms_json(Backend::emulated) +
                     ", \"cuda\": " + algorithms_json(Backend::cuda)));
+  return json.c_str();
+}
+
+// What the emulator does with the kernels that it runs: cnnkernels/emulation.py.
+extern "C" __attribute__((visibility("default"))) void cnnkernels_observe(int check, int profile) {
+  cnnkernels::emulator::observe({check != 0, profile != 0});
+}
+
+extern "C" __attribute__((visibility("default"))) void cnnkernels_clear_counters() {
+  cnnkernels::emulator::clear_counters();
+}
+
+// JSON, see emulator/profiler.h; valid until the calling thread asks again.
+extern "C" __attribute__((visibility("default"))) const char* cnnkernels_counters() {
+  static thread_local std::string json;
+  json = cnnkernels::emulator::counters_json();
   return json.c_str();
 }

@@ -13,6 +13,7 @@
 #include <tuple>
 #include <vector>
 
+#include "emulator/emulator.h"
 #include "registry.h"
 
 // In libtorch_cuda: null beside a CPU-only torch.
@@ -102,12 +103,23 @@ Tensor empty(const Tensor& like, std::vector<int64_t> sizes, bool channels_last,
 
 // ---------------------------------------------------------------- where it runs
 
-// The backend of a call, with the tensors' device made current while it lives.
+// The bytes from a tensor's first element to the end of its last.
+size_t extent(const Tensor& tensor) {
+  if (tensor.numel() == 0) return 0;
+  const auto sizes = tensor.sizes(), strides = tensor.strides();
+  int64_t last = 0;
+  for (size_t d = 0; d < sizes.size(); ++d) last += (sizes[d] - 1) * strides[d];
+  return static_cast<size_t>(last + 1) * tensor.element_size();
+}
+
+// The backend of a call, with the tensors' device made current while it lives. Kernels get their
+// pointers from in() and out(), which tell an observed emulator what memory there is.
 class Placement {
  public:
   Placement(const Tensor& tensor, bool emulate) {
     if (!tensor.is_cuda()) {
-      backend = emulate ? Backend::emulated : Backend::cpu;
+      backend = emulate ? emulated_backend() : Backend::cpu;
+      if (backend == Backend::instrumented) known_.emplace();
       return;
     }
     STD_TORCH_CHECK(!emulate, "cnnkernels: emulate_cuda() runs tensors on the CPU only");
@@ -119,11 +131,32 @@ class Placement {
         aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
   }
 
+  const void* in(const char* name, const Tensor& tensor) {
+    if (known_) known_->add({name, tensor.const_data_ptr(), extent(tensor), false});
+    return tensor.const_data_ptr();
+  }
+
+  // Null where there is no such input.
+  const void* in(const char* name, const OptionalTensor& tensor) {
+    return tensor ? in(name, *tensor) : nullptr;
+  }
+
+  void* out(const char* name, const Tensor& tensor) {
+    if (known_) known_->add({name, tensor.const_data_ptr(), extent(tensor), true});
+    return tensor.mutable_data_ptr();
+  }
+
   Backend backend;
   Stream stream = nullptr;
 
  private:
+  static Backend emulated_backend() {
+    const emulator::Observation what = emulator::observation();
+    return what.check || what.profile ? Backend::instrumented : Backend::emulated;
+  }
+
   std::optional<torch::stable::accelerator::DeviceGuard> guard_;
+  std::optional<emulator::KnownMemory> known_;
 };
 
 const std::vector<Conv2dAlgorithm>& algorithms(Backend backend, const Conv2dProblem&) {
@@ -249,7 +282,7 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& b
                     text(weight.sizes()), ", expected bias to be 1-dimensional with ", problem.K,
                     " elements, but got bias of size ", text(bias->sizes()), " instead");
   }
-  const Placement placement(input, emulate);
+  Placement placement(input, emulate);
   const auto fprop = choose(placement.backend, problem, dtype_of(input), &Conv2dAlgorithm::fprop);
 
   // Torch's rule; an empty batch is NCHW there too.
@@ -257,10 +290,9 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& b
   const Tensor output = empty(input, output_sizes(problem), channels_last);
   problem.output = strides_of(output);
   if (output.numel() == 0) return output;
-  const Epilogue epilogue{bias ? bias->const_data_ptr() : nullptr, bias ? bias->stride(0) : 0,
-                          relu};
-  fprop(problem, dtype_of(input), input.const_data_ptr(), weight.const_data_ptr(), epilogue,
-        output.mutable_data_ptr(), placement.stream);
+  const Epilogue epilogue{placement.in("bias", bias), bias ? bias->stride(0) : 0, relu};
+  fprop(problem, dtype_of(input), placement.in("input", input), placement.in("weight", weight),
+        epilogue, placement.out("output", output), placement.stream);
   return output;
 }
 
@@ -288,10 +320,10 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward(
     problem.input = strides_of(*input);
   }
 
-  const Placement placement(grad_output, emulate);
+  Placement placement(grad_output, emulate);
   const Dtype dtype = dtype_of(grad_output);
-  const void* grad = grad_output.const_data_ptr();
-  const void* relu = relu_output ? relu_output->const_data_ptr() : nullptr;
+  const void* grad = placement.in("grad_output", grad_output);
+  const void* relu = placement.in("relu_output", relu_output);
   Tensor grad_input, grad_weight, grad_bias;
   if (weight) {
     const auto dgrad = choose(placement.backend, problem, dtype, &Conv2dAlgorithm::dgrad);
@@ -299,8 +331,8 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward(
     Conv2dProblem own = problem;
     own.input = strides_of(grad_input);
     if (grad_input.numel() != 0)
-      dgrad(own, dtype, grad, relu, weight->const_data_ptr(), grad_input.mutable_data_ptr(),
-            placement.stream);
+      dgrad(own, dtype, grad, relu, placement.in("weight", weight),
+            placement.out("grad_input", grad_input), placement.stream);
   }
   if (input) {
     const auto wgrad = choose(placement.backend, problem, dtype, &Conv2dAlgorithm::wgrad);
@@ -308,13 +340,13 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward(
     Conv2dProblem own = problem;
     own.weight = strides_of(grad_weight);
     if (grad_weight.numel() != 0)
-      wgrad(own, dtype, grad, relu, input->const_data_ptr(), grad_weight.mutable_data_ptr(),
-            placement.stream);
+      wgrad(own, dtype, grad, relu, placement.in("input", input),
+            placement.out("grad_weight", grad_weight), placement.stream);
   }
   if (need_bias) {
     const auto bgrad = choose(placement.backend, problem, dtype, &Conv2dAlgorithm::bgrad);
     grad_bias = empty(grad_output, {problem.K}, false);
-    bgrad(problem, dtype, grad, relu, grad_bias.mutable_data_ptr(), placement.stream);
+    bgrad(problem, dtype, grad, relu, placement.out("grad_bias", grad_bias), placement.stream);
   }
   return {grad_input, grad_weight, grad_bias};
 }
@@ -422,7 +454,7 @@ Argmax argmax_of(const Tensor& argmax, const Pool2dProblem& problem) {
 std::tuple<Tensor, Tensor> max_forward(const Tensor& input, const PoolArguments& arguments,
                                        bool want_argmax, bool indices, bool emulate) {
   Pool2dProblem problem = forward_problem(input, arguments);
-  const Placement placement(input, emulate);
+  Placement placement(input, emulate);
   const auto forward =
       choose(placement.backend, problem, dtype_of(input), &Pool2dAlgorithm::max_forward);
 
@@ -436,8 +468,8 @@ std::tuple<Tensor, Tensor> max_forward(const Tensor& input, const PoolArguments&
                             ? empty(input, output_sizes(problem), channels_last, argmax_dtype(kind))
                             : Tensor();
   if (output.numel() != 0)
-    forward(problem, dtype_of(input), input.const_data_ptr(), output.mutable_data_ptr(),
-            want_argmax ? argmax.mutable_data_ptr() : nullptr, kind, placement.stream);
+    forward(problem, dtype_of(input), placement.in("input", input), placement.out("output", output),
+            want_argmax ? placement.out("argmax", argmax) : nullptr, kind, placement.stream);
   return {output, argmax};
 }
 
@@ -463,7 +495,7 @@ Tensor max_pool2d_backward(const Tensor& grad_output, const Tensor& argmax, cons
                                            {kernel_size, stride, padding, dilation, ceil_mode});
   const Argmax kind = argmax_of(argmax, problem);
   problem.argmax = strides_of(argmax);
-  const Placement placement(grad_output, emulate);
+  Placement placement(grad_output, emulate);
   const auto backward =
       choose(placement.backend, problem, dtype_of(grad_output), &Pool2dAlgorithm::max_backward);
 
@@ -471,8 +503,9 @@ Tensor max_pool2d_backward(const Tensor& grad_output, const Tensor& argmax, cons
       empty(grad_output, {problem.N, problem.C, problem.H, problem.W}, channels_last);
   problem.input = strides_of(grad_input);
   if (grad_input.numel() != 0)
-    backward(problem, dtype_of(grad_output), grad_output.const_data_ptr(), argmax.const_data_ptr(),
-             kind, grad_input.mutable_data_ptr(), placement.stream);
+    backward(problem, dtype_of(grad_output), placement.in("grad_output", grad_output),
+             placement.in("argmax", argmax), kind, placement.out("grad_input", grad_input),
+             placement.stream);
   return grad_input;
 }
 
@@ -483,15 +516,15 @@ Tensor max_pool2d_gather(const Tensor& input, const Tensor& argmax, const Ints& 
       forward_problem(input, {kernel_size, stride, padding, dilation, ceil_mode});
   const Argmax kind = argmax_of(argmax, problem);
   problem.argmax = strides_of(argmax);
-  const Placement placement(input, emulate);
+  Placement placement(input, emulate);
   const auto gather =
       choose(placement.backend, problem, dtype_of(input), &Pool2dAlgorithm::max_gather);
 
   const Tensor output = empty(input, output_sizes(problem), is_channels_last(argmax));
   problem.output = strides_of(output);
   if (output.numel() != 0)
-    gather(problem, dtype_of(input), input.const_data_ptr(), argmax.const_data_ptr(), kind,
-           output.mutable_data_ptr(), placement.stream);
+    gather(problem, dtype_of(input), placement.in("input", input), placement.in("argmax", argmax),
+           kind, placement.out("output", output), placement.stream);
   return output;
 }
 
@@ -510,14 +543,14 @@ Tensor avg_pool2d(const Tensor& input, const Ints& kernel_size, const Ints& stri
   Pool2dProblem problem =
       forward_problem(input, {kernel_size, stride, padding, kNoDilation, ceil_mode});
   set_divisor(problem, count_include_pad, divisor_override);
-  const Placement placement(input, emulate);
+  Placement placement(input, emulate);
   const auto forward =
       choose(placement.backend, problem, dtype_of(input), &Pool2dAlgorithm::avg_forward);
 
   const Tensor output = empty(input, output_sizes(problem), is_channels_last(input));
   problem.output = strides_of(output);
   if (output.numel() != 0)
-    forward(problem, dtype_of(input), input.const_data_ptr(), output.mutable_data_ptr(),
+    forward(problem, dtype_of(input), placement.in("input", input), placement.out("output", output),
             placement.stream);
   return output;
 }
@@ -529,7 +562,7 @@ Tensor avg_pool2d_backward(const Tensor& grad_output, const Ints& input_size, bo
   Pool2dProblem problem = backward_problem(grad_output, input_size,
                                            {kernel_size, stride, padding, kNoDilation, ceil_mode});
   set_divisor(problem, count_include_pad, divisor_override);
-  const Placement placement(grad_output, emulate);
+  Placement placement(grad_output, emulate);
   const auto backward =
       choose(placement.backend, problem, dtype_of(grad_output), &Pool2dAlgorithm::avg_backward);
 
@@ -537,8 +570,8 @@ Tensor avg_pool2d_backward(const Tensor& grad_output, const Ints& input_size, bo
       empty(grad_output, {problem.N, problem.C, problem.H, problem.W}, channels_last);
   problem.input = strides_of(grad_input);
   if (grad_input.numel() != 0)
-    backward(problem, dtype_of(grad_output), grad_output.const_data_ptr(),
-             grad_input.mutable_data_ptr(), placement.stream);
+    backward(problem, dtype_of(grad_output), placement.in("grad_output", grad_output),
+             placement.out("grad_input", grad_input), placement.stream);
   return grad_input;
 }
 

@@ -11,13 +11,15 @@ std::vector<Pool2dAlgorithm> pool2d_algorithms() { return {}; }
 
 const std::vector<Conv2dAlgorithm>& conv2d_algorithms(Backend backend) {
   static const std::vector<Conv2dAlgorithm> lists[] = {
-      cpu::conv2d_algorithms(), emulated::conv2d_algorithms(), cuda::conv2d_algorithms()};
+      cpu::conv2d_algorithms(), emulated::conv2d_algorithms(), instrumented::conv2d_algorithms(),
+      cuda::conv2d_algorithms()};
   return lists[static_cast<int>(backend)];
 }
 
 const std::vector<Pool2dAlgorithm>& pool2d_algorithms(Backend backend) {
   static const std::vector<Pool2dAlgorithm> lists[] = {
-      cpu::pool2d_algorithms(), emulated::pool2d_algorithms(), cuda::pool2d_algorithms()};
+      cpu::pool2d_algorithms(), emulated::pool2d_algorithms(), instrumented::pool2d_algorithms(),
+      cuda::pool2d_algorithms()};
   return lists[static_cast<int>(backend)];
 }
 

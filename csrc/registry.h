@@ -1,7 +1,7 @@
 // The kernels there are: per backend a list of algorithms, per algorithm a function a pass.
 // ops.cpp picks from these lists; tests, benchmarks and `cnnkernels info` read them. To add an
 // algorithm, write its file and add one line to the list of its backend: cuda/registry.cu
-// (compiled twice, for CUDA and for the emulator) or cpu/registry.cpp.
+// (compiled for CUDA and for the emulator) or cpu/registry.cpp.
 #pragma once
 
 #include <vector>
@@ -65,7 +65,8 @@ struct Pool2dAlgorithm {
                        Stream);
 };
 
-enum class Backend { cpu, emulated, cuda };
+// `instrumented` are the emulated kernels, compiled so that the emulator can observe them.
+enum class Backend { cpu, emulated, instrumented, cuda };
 
 // The lists of a backend, in order of preference. CUDA's are empty in a build without nvcc.
 const std::vector<Conv2dAlgorithm>& conv2d_algorithms(Backend);
@@ -80,6 +81,11 @@ namespace emulated {
 std::vector<Conv2dAlgorithm> conv2d_algorithms();
 std::vector<Pool2dAlgorithm> pool2d_algorithms();
 }  // namespace emulated
+
+namespace instrumented {
+std::vector<Conv2dAlgorithm> conv2d_algorithms();
+std::vector<Pool2dAlgorithm> pool2d_algorithms();
+}  // namespace instrumented
 
 namespace cuda {
 std::vector<Conv2dAlgorithm> conv2d_algorithms();

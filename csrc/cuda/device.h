@@ -1,14 +1,18 @@
-// The one file that knows which compiler is at work. Every .cu is compiled twice, by nvcc for
-// the GPU (namespace cnnkernels::cuda) and by the host compiler for the emulator (namespace
-// cnnkernels::emulated); what both of them get from here reads the same:
+// The one file that knows which compiler is at work. Every .cu is compiled by nvcc for the GPU
+// (namespace cnnkernels::cuda) and twice by the host compiler for the emulator: as it is (namespace
+// cnnkernels::emulated), and instrumented, to be observed (cnnkernels::instrumented). What all of
+// them get from here reads the same:
 //
 //   CNN_TARGET              the name of the namespace that kernels and launchers stand in
-//   kTargetName             that name as a string
 //   __global__ ... dim3     CUDA's own spelling: function attributes, threadIdx and friends,
 //                           __syncthreads, __syncwarp, __shfl_*_sync, __half, __nv_bfloat16
 //   SHARED_ARRAY(float, tile, [16][17]);   a static shared array, 16-byte aligned
 //   DYNAMIC_SHARED(float, buffer);         float* buffer: the launch's dynamic shared memory
 //   launch<kernel>(grid, block, shared_bytes, stream, arguments...)
+//   copy_async<16>(shared, global, valid);  cp.async of 4, 8 or 16 bytes, those behind `valid` zero
+//   commit_copies(); wait_copies<1>();      its groups: wait for all but the last one
+//   sync_named(number, threads);            barriers 1 to 15, for some whole warps of the block;
+//   arrive_named(number, threads);          to arrive is not to wait
 #pragma once
 
 #include <cstddef>
@@ -68,8 +72,6 @@ std::tuple<Parameters...> kernel_arguments(void (*)(Parameters...), const Args&.
 
 namespace cnnkernels::cuda {
 
-constexpr const char* kTargetName = "cuda";
-
 inline void check_launch(cudaError_t status, std::string_view signature) {
   if (status == cudaSuccess) return;
   std::string what = "kernel " + kernel_name(signature) + ": " + cudaGetErrorString(status);
@@ -100,6 +102,49 @@ void launch(dim3 grid, dim3 block, std::size_t shared_bytes, Stream stream, Args
   check_launch(cudaGetLastError(), __PRETTY_FUNCTION__);
 }
 
+// cp.async came with sm_80; before, the copy is made at once.
+template <int kBytes>
+__device__ __forceinline__ void copy_async(void* shared, const void* global, int valid = kBytes) {
+  static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16);
+#if __CUDA_ARCH__ >= 800
+  const auto to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  const auto from = __cvta_generic_to_global(global);
+  if constexpr (kBytes == 16) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(valid)
+                 : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(from), "n"(kBytes),
+                 "r"(valid)
+                 : "memory");
+  }
+#else
+  for (int i = 0; i < kBytes; ++i) {
+    static_cast<char*>(shared)[i] = i < valid ? static_cast<const char*>(global)[i] : 0;
+  }
+#endif
+}
+
+__device__ __forceinline__ void commit_copies() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+template <int kPending>
+__device__ __forceinline__ void wait_copies() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+#endif
+}
+
+__device__ __forceinline__ void sync_named(int number, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
+}
+
+__device__ __forceinline__ void arrive_named(int number, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(number), "r"(threads) : "memory");
+}
+
 }  // namespace cnnkernels::cuda
 
 #else
@@ -119,11 +164,32 @@ void launch(dim3 grid, dim3 block, std::size_t shared_bytes, Stream stream, Args
 #define DYNAMIC_SHARED(type, name) \
   type* name = static_cast<type*>(::cnnkernels::emulator::dynamic_shared())
 
-namespace cnnkernels::emulated {
-
-constexpr const char* kTargetName = "emulated";
+namespace cnnkernels::CNN_TARGET {
 
 using namespace emulator::cuda;
+using emulator::SourceLine;
+
+template <int kBytes>
+void copy_async(void* shared, const void* global, int valid = kBytes,
+                SourceLine line = SourceLine::here()) {
+  static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16);
+  emulator::copy_async(shared, global, kBytes, valid, line);
+}
+
+using emulator::commit_copies;
+
+template <int kPending>
+void wait_copies() {
+  emulator::wait_copies(kPending);
+}
+
+inline void sync_named(int number, int threads, SourceLine line = SourceLine::here()) {
+  emulator::named_barrier(number, threads, true, line);
+}
+
+inline void arrive_named(int number, int threads, SourceLine line = SourceLine::here()) {
+  emulator::named_barrier(number, threads, false, line);
+}
 
 // Runs the kernel; returns when it is done. Throws std::runtime_error for all that CUDA forbids.
 template <auto Kernel, class... Args>
@@ -132,10 +198,10 @@ void launch(dim3 grid, dim3 block, std::size_t shared_bytes, Stream, Args... arg
   using Arguments = decltype(arguments);
   emulator::run_grid(
       {kernel_name(__PRETTY_FUNCTION__), grid, block, shared_bytes,
-       [](const void* opaque) { std::apply(Kernel, *static_cast<Arguments*>(opaque)); },
-       &arguments});
+       [](const void* opaque) { std::apply(Kernel, *static_cast<Arguments*>(opaque)); }, &arguments,
+       sizeof arguments, emulator::kInstrumented});
 }
 
-}  // namespace cnnkernels::emulated
+}  // namespace cnnkernels::CNN_TARGET
 
 #endif

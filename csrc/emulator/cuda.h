@@ -20,7 +20,21 @@ using __nv_bfloat16 = BFloat16;
 
 constexpr int warpSize = kWarpSize;
 
-inline void __syncthreads(SourceLine line = SourceLine::here()) { sync_block(line); }
+inline void __syncthreads(SourceLine line = SourceLine::here()) {
+  sync_block(BlockSync::plain, false, line);
+}
+
+inline int __syncthreads_count(int predicate, SourceLine line = SourceLine::here()) {
+  return sync_block(BlockSync::count, predicate, line);
+}
+
+inline int __syncthreads_and(int predicate, SourceLine line = SourceLine::here()) {
+  return sync_block(BlockSync::all, predicate, line);
+}
+
+inline int __syncthreads_or(int predicate, SourceLine line = SourceLine::here()) {
+  return sync_block(BlockSync::any, predicate, line);
+}
 
 inline void __syncwarp(unsigned mask = 0xffffffff, SourceLine line = SourceLine::here()) {
   warp_rendezvous(kSyncWarp, mask, nullptr, line);

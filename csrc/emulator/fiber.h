@@ -27,6 +27,12 @@ class Fiber {
   // entry() must neither return nor let an exception out.
   void reset(void (*entry)());
 
+  // Is this address on the fiber's stack?
+  bool holds(const void* address) const {
+    const auto* at = static_cast<const char*>(address);
+    return at >= mapping_ && at < mapping_ + mapping_bytes_;
+  }
+
   // Leaves `from`, the running fiber, and goes on in `to`; returns when someone switches back.
   static void switch_between(Fiber& from, Fiber& to);
 

@@ -10,7 +10,8 @@
 
 namespace cnnkernels::emulator {
 
-inline constexpr WarpOperation kSyncWarp = {"__syncwarp", false, [](unsigned, void* const*) {}};
+inline constexpr WarpOperation kSyncWarp = {"__syncwarp", false, [](unsigned, void* const*) {},
+                                            true};
 
 struct ShufflePayload {
   std::uint64_t value;
@@ -19,7 +20,7 @@ struct ShufflePayload {
 };
 
 // A lane that reads one outside the mask gets what CUDA calls undefined: here all bits set, NaN.
-inline void exchange(unsigned lanes, void* const* payloads) {
+[[gnu::no_sanitize_thread]] inline void exchange(unsigned lanes, void* const* payloads) {
   for (int lane = 0; lane < kWarpSize; ++lane) {
     if (!(lanes >> lane & 1)) continue;
     auto& mine = *static_cast<ShufflePayload*>(payloads[lane]);

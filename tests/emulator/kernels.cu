@@ -96,8 +96,7 @@ __global__ void barrier_after_exit() {
 }
 
 __global__ void barriers_apart() {
-  if (threadIdx.x == 40) __syncthreads();
-  if (threadIdx.x >= 32) __syncwarp();
+  if (threadIdx.x >= 32 && threadIdx.x != 40) __syncwarp();
   __syncthreads();
 }
 

@@ -235,14 +235,13 @@ void barrier_that_some_never_reach() {
   exit_before_barrier(1);
   check_error([] { exit_before_barrier(2); },
               {"barrier_after_exit", "block (1,0,0)", "thread (0,0,0)",
-               "32 wait in __syncthreads: (0,0,0) (1,0,0)", "32 have exited: (32,0,0)"});
+               "32 wait in __syncthreads at ", ": (0,0,0) (1,0,0)", "32 have exited: (32,0,0)"});
 }
 
 void barriers_at_two_places() {
   check_error([] { wait_apart(); },
-              {"barriers_apart", "block (0,0,0)", "33 wait in __syncthreads: (0,0,0)",
-               "31 wait in __syncwarp with mask 0xffffffff: "
-               "(32,0,0) (33,0,0)"});
+              {"barriers_apart", "block (0,0,0)", "33 wait in __syncthreads at ", ": (0,0,0)",
+               "31 wait in __syncwarp with mask 0xffffffff at ", ": (32,0,0) (33,0,0)"});
 }
 
 void mask_without_the_caller() {

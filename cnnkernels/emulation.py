@@ -1,0 +1,65 @@
+"""The CUDA kernels' own source on CPU tensors, under the emulator: see docs/emulator.md."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+from cnnkernels import _C
+from cnnkernels.settings import settings
+
+
+@contextmanager
+def emulate_cuda(check: bool = False) -> Iterator[None]:
+    """Run ops on CPU tensors through the CUDA kernels' own source, under the emulator.
+
+    Holds for calls made by this thread inside the ``with`` block. A backward pass runs where its
+    forward pass ran, also when it starts after the block.
+
+    Args:
+        check: Follow each memory access and raise RuntimeError, with kernel, block, thread and
+            source line, for races between threads or blocks, shared memory that is read before
+            it was written, accesses out of bounds or misaligned, and results that depend on the
+            order of the blocks. Ten to a hundred times slower. Holds for all threads of the
+            process, and for the launches inside the block alone.
+
+    Example:
+        >>> with cnnkernels.emulate_cuda():
+        ...     output = cnnkernels.functional.conv2d(input, weight)
+    """
+    before = settings.emulate
+    settings.emulate = True
+    try:
+        with observing(check=True) if check or _CHECK_ALL else nullcontext():
+            yield
+    finally:
+        settings.emulate = before
+
+
+# How many blocks ask for it: process-wide, as a kernel's blocks may run on any thread.
+_asking = {"check": 0, "profile": 0}
+_lock = threading.Lock()
+
+# Of the environment: to run a whole program, or all tests, checked.
+_CHECK_ALL = os.environ.get("CNNKERNELS_EMULATOR_CHECK") == "1"
+
+
+@contextmanager
+def observing(check: bool = False, profile: bool = False) -> Iterator[None]:
+    """Have the emulator check or count accesses in this block, whatever others ask for."""
+
+    def ask(change: int) -> None:
+        with _lock:
+            _asking["check"] += change * check
+            _asking["profile"] += change * profile
+            _C.observe(_asking["check"] > 0, _asking["profile"] > 0)
+
+    ask(+1)
+    try:
+        yield
+    finally:
+        ask(-1)
+
+
