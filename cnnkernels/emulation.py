@@ -61,5 +61,3 @@ def observing(check: bool = False, profile: bool = False) -> Iterator[None]:
         yield
     finally:
         ask(-1)
-
-

@@ -165,9 +165,7 @@ def profile(gpu: str = "A100") -> Iterator[Profile]:
 def _kernel_profile(counters: dict) -> KernelProfile:
     kinds = ("global_load", "global_store", "global_atomic", "shared_load", "shared_store")
     parts = ("requests", "bytes", "units", "ideal")
-    traffic = {
-        kind: Traffic(*(counters.pop(f"{kind}_{part}") for part in parts)) for kind in kinds
-    }
+    traffic = {kind: Traffic(*(counters.pop(f"{kind}_{part}") for part in parts)) for kind in kinds}
     kernel = re.sub(r"cnnkernels::\w+::", "", counters.pop("kernel"))
     return KernelProfile(kernel=kernel, **counters, **traffic)
 
@@ -219,9 +217,7 @@ def _row(kernel: KernelProfile, gpu: str) -> tuple[str, ...]:
 
 
 def _sum(a: Traffic, b: Traffic) -> Traffic:
-    return Traffic(
-        a.requests + b.requests, a.bytes + b.bytes, a.units + b.units, a.ideal + b.ideal
-    )
+    return Traffic(a.requests + b.requests, a.bytes + b.bytes, a.units + b.units, a.ideal + b.ideal)
 
 
 def _short(number: int) -> str:
