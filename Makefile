@@ -3,6 +3,7 @@
 #   TORCH      what pip installs as torch, with its options
 #   WHEEL_TORCHES   the versions of torch that wheel-check tries, each with the Python of PYTHON
 #   DEMO_ARGS, TEST_ARGS   arguments for the demo and for pytest
+#   CNNKERNELS_PTXSIM   the folder of the interpreter that `make ptx` runs
 #   CNNKERNELS_CUDA=auto|on|off, TORCH_CUDA_ARCH_LIST, CUDA_HOME, CXX, MAX_JOBS   the build
 
 PYTHON ?= python3
@@ -15,7 +16,7 @@ PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
 CPP_FILES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test gpu lint format build wheel wheel-check clean
+.PHONY: help demo test ptx gpu lint format build wheel wheel-check clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile
@@ -25,6 +26,9 @@ demo: $(VENV)/demo.stamp build ## Train and explore a network with these kernels
 
 test: $(VENV)/dev.stamp build ## Run the tests
 	$(RUN) -m pytest $(TEST_ARGS)
+
+ptx: $(VENV)/dev.stamp ## Run the compiled PTX of the CUDA kernels in an interpreter, if it is there
+	$(RUN) -m pytest tests/test_ptx.py $(TEST_ARGS)
 
 gpu: ## Build, test and measure on this machine's GPU, with the packages that PYTHON has
 	@$(PYTHON) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else \

@@ -126,18 +126,18 @@ def test_avg_pool_with_ceil_mode_and_padding(backend, count_include_pad, divisor
             assert_accurate(result, torchs, reference, f"{tuple(input.shape)} {kwargs}")
 
 
+# Some windows hold no pixel, only padding.
+WITH_EMPTY_WINDOWS = [
+    ((2, 3, 1, 1), dict(kernel_size=2, stride=1, padding=1, dilation=2)),
+    ((2, 3, 2, 5), dict(kernel_size=2, stride=1, padding=1, dilation=3)),
+    ((2, 19, 3, 3), dict(kernel_size=(2, 3), stride=1, padding=1, dilation=(4, 2))),
+    ((2, 3, 1, 9), dict(kernel_size=2, stride=2, padding=1, dilation=2, ceil_mode=True)),
+]
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize(
-    ("shape", "kwargs"),
-    [
-        ((2, 3, 1, 1), dict(kernel_size=2, stride=1, padding=1, dilation=2)),
-        ((2, 3, 2, 5), dict(kernel_size=2, stride=1, padding=1, dilation=3)),
-        ((2, 19, 3, 3), dict(kernel_size=(2, 3), stride=1, padding=1, dilation=(4, 2))),
-        ((2, 3, 1, 9), dict(kernel_size=2, stride=2, padding=1, dilation=2, ceil_mode=True)),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("shape", "kwargs"), WITH_EMPTY_WINDOWS, ids=str)
 def test_windows_that_dilation_puts_wholly_into_padding(backend, shape, kwargs, format, dtype):
     """Minus infinity at an index of no pixel, as in torch; its gradient goes nowhere.
 
@@ -156,6 +156,18 @@ def test_windows_that_dilation_puts_wholly_into_padding(backend, shape, kwargs, 
     inside = indices.flatten(2).where(~empty.flatten(2), 0)
     reached.scatter_add_(2, inside, source)
     assert_equal(results[2], reached.view(shape))
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize(("shape", "kwargs"), WITH_EMPTY_WINDOWS, ids=str)
+def test_double_backward_reads_nothing_for_windows_in_padding(backend, shape, kwargs, format):
+    input = FORMATS[format](integers(*shape, dtype=torch.float32, device=backend.device))
+    input.requires_grad_()
+    output = ours.max_pool2d(input, **kwargs)
+    grad_output = torch.ones_like(output, requires_grad=True)
+    (grad_input,) = torch.autograd.grad(output, input, grad_output, create_graph=True)
+    (result,) = torch.autograd.grad(grad_input, grad_output, torch.full_like(input, 3))
+    assert_equal(result, 3 * (output != -INF).float())
 
 
 def test_padding_beyond_half_of_the_window_is_refused_whatever_the_dilation(backend):

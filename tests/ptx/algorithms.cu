@@ -1,0 +1,120 @@
+// A C interface to the launchers in the CUDA registry: algorithm number `index`, one function a
+// pass. Whatever is in the registry can be called, without an edit here.
+#include "../../csrc/registry.h"
+#include "attempt.h"
+
+namespace cnnkernels::ptx {
+namespace {
+
+const std::vector<Conv2dAlgorithm>& convolutions() {
+  static const auto algorithms = cuda::conv2d_algorithms();
+  return algorithms;
+}
+
+const std::vector<Pool2dAlgorithm>& poolings() {
+  static const auto algorithms = cuda::pool2d_algorithms();
+  return algorithms;
+}
+
+template <class Algorithm>
+const char* name(const std::vector<Algorithm>& algorithms, int64_t index) {
+  return index < static_cast<int64_t>(algorithms.size()) ? algorithms[index].name : nullptr;
+}
+
+template <class Algorithm, class Problem>
+Status takes(const Algorithm& algorithm, const Problem& problem, Dtype dtype) {
+  const char* reason = algorithm.unsupported(problem, dtype);
+  return reason == nullptr ? Status::ran : refuse(reason);
+}
+
+template <class Algorithm, class Pass, class Problem, class... Args>
+Status run(const Algorithm& algorithm, Pass Algorithm::* pass, const Problem& problem, Dtype dtype,
+           Args... args) {
+  if (algorithm.*pass == nullptr) return refuse("not offered");
+  if (takes(algorithm, problem, dtype) != Status::ran) return Status::refused;
+  return attempt([&] {
+    (algorithm.*pass)(problem, dtype, args..., nullptr);
+    return Status::ran;
+  });
+}
+
+}  // namespace
+
+extern "C" {
+
+const char* last_message() { return message.c_str(); }
+
+int64_t conv2d_problem_bytes() { return sizeof(Conv2dProblem); }
+int64_t pool2d_problem_bytes() { return sizeof(Pool2dProblem); }
+
+// Null behind the last.
+const char* conv2d_name(int64_t index) { return name(convolutions(), index); }
+const char* pool2d_name(int64_t index) { return name(poolings(), index); }
+
+// Whether the algorithm can run the problem; nothing is run.
+Status conv2d_takes(int64_t index, const Conv2dProblem& problem, Dtype dtype) {
+  return takes(convolutions()[index], problem, dtype);
+}
+Status pool2d_takes(int64_t index, const Pool2dProblem& problem, Dtype dtype) {
+  return takes(poolings()[index], problem, dtype);
+}
+
+Status conv2d_fprop(int64_t index, const Conv2dProblem& problem, Dtype dtype, const void* input,
+                    const void* weight, const void* bias, int64_t bias_stride, bool relu,
+                    void* output) {
+  return run(convolutions()[index], &Conv2dAlgorithm::fprop, problem, dtype, input, weight,
+             Epilogue{bias, bias_stride, relu}, output);
+}
+
+Status conv2d_dgrad(int64_t index, const Conv2dProblem& problem, Dtype dtype,
+                    const void* grad_output, const void* relu_output, const void* weight,
+                    void* grad_input) {
+  return run(convolutions()[index], &Conv2dAlgorithm::dgrad, problem, dtype, grad_output,
+             relu_output, weight, grad_input);
+}
+
+Status conv2d_wgrad(int64_t index, const Conv2dProblem& problem, Dtype dtype,
+                    const void* grad_output, const void* relu_output, const void* input,
+                    void* grad_weight) {
+  return run(convolutions()[index], &Conv2dAlgorithm::wgrad, problem, dtype, grad_output,
+             relu_output, input, grad_weight);
+}
+
+Status conv2d_bgrad(int64_t index, const Conv2dProblem& problem, Dtype dtype,
+                    const void* grad_output, const void* relu_output, void* grad_bias) {
+  return run(convolutions()[index], &Conv2dAlgorithm::bgrad, problem, dtype, grad_output,
+             relu_output, grad_bias);
+}
+
+Status pool2d_max_forward(int64_t index, const Pool2dProblem& problem, Dtype dtype,
+                          const void* input, Argmax kind, void* output, void* argmax) {
+  return run(poolings()[index], &Pool2dAlgorithm::max_forward, problem, dtype, input, output,
+             argmax, kind);
+}
+
+Status pool2d_max_backward(int64_t index, const Pool2dProblem& problem, Dtype dtype,
+                           const void* grad_output, const void* argmax, Argmax kind,
+                           void* grad_input) {
+  return run(poolings()[index], &Pool2dAlgorithm::max_backward, problem, dtype, grad_output, argmax,
+             kind, grad_input);
+}
+
+Status pool2d_max_gather(int64_t index, const Pool2dProblem& problem, Dtype dtype,
+                         const void* input, const void* argmax, Argmax kind, void* output) {
+  return run(poolings()[index], &Pool2dAlgorithm::max_gather, problem, dtype, input, argmax, kind,
+             output);
+}
+
+Status pool2d_avg_forward(int64_t index, const Pool2dProblem& problem, Dtype dtype,
+                          const void* input, void* output) {
+  return run(poolings()[index], &Pool2dAlgorithm::avg_forward, problem, dtype, input, output);
+}
+
+Status pool2d_avg_backward(int64_t index, const Pool2dProblem& problem, Dtype dtype,
+                           const void* grad_output, void* grad_input) {
+  return run(poolings()[index], &Pool2dAlgorithm::avg_backward, problem, dtype, grad_output,
+             grad_input);
+}
+
+}  // extern "C"
+}  // namespace cnnkernels::ptx

@@ -1,0 +1,63 @@
+"""Compiles the CUDA kernels to PTX and links their launchers with ptxsim, which interprets it."""
+
+import os
+import subprocess
+from pathlib import Path
+
+from build_support import library
+from build_support.cuda import Toolkit
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = Path("build", "ptx")
+
+# As in the build proper, but to PTX alone, which is neither assembled nor compressed.
+NVCC_FLAGS = [
+    *library.NVCC_FLAGS,
+    "-Xcompiler=-fvisibility=default",
+    "-gencode=arch=compute_80,code=compute_80",
+    "--compress-mode=none",
+]
+# The stand-in runtime goes into the library itself: a torch with CUDA brings another libcudart,
+# whose functions, found first, would otherwise be the ones that are called.
+LINK_FLAGS = ["-Wl,-Bsymbolic", "-Wl,-z,defs", "-ldl"]
+
+
+def build(simulator: Path, toolkit: Toolkit) -> Path:
+    """Brings the library up to date and returns its path."""
+    cxx = os.environ.get("CXX", "g++")
+    jobs = library.choose_jobs(os.environ, len(os.sched_getaffinity(0)), library.free_memory())
+    runtime = build_runtime(simulator, toolkit, cxx, jobs)
+    build_file = FOLDER / "build.ninja"
+    library.write_if_changed(ROOT / build_file, ninja_text(toolkit, cxx, runtime))
+    run([library.find_ninja(), "-f", build_file, "-j", jobs])
+    return ROOT / FOLDER / "launchers.so"
+
+
+def build_runtime(simulator: Path, toolkit: Toolkit, cxx: str, jobs: int) -> list[Path]:
+    """The objects of ptxsim and of its stand-in for the CUDA runtime."""
+    folder = ROOT / FOLDER / "ptxsim"
+    settings = [f"OUT={folder}", f"CXX={cxx}", f"CUDA_HOME={toolkit.cudart.parents[1]}"]
+    run(["make", "-C", simulator, f"-j{jobs}", *settings, folder / "libcudart.so.13"])
+    return sorted(folder.glob("*.o"))
+
+
+def ninja_text(toolkit: Toolkit, cxx: str, runtime: list[Path]) -> str:
+    patterns = ("csrc/cuda/*.cu", "tests/emulator/*.cu", "tests/ptx/*.cu")
+    sources = [
+        path.relative_to(ROOT) for pattern in patterns for path in sorted(ROOT.glob(pattern))
+    ]
+    text = library.RULES.format(folder=FOLDER, cxx=cxx, nvcc=toolkit.nvcc)
+    # The runtime first: its variables must exist before the launchers register their kernels.
+    objects = list(map(str, runtime))
+    for source in sources:
+        objects.append(str(FOLDER / source.with_suffix(".o")))
+        text += f"build {objects[-1]}: nvcc {source}\n  flags = {' '.join(NVCC_FLAGS)}\n"
+    text += f"build {FOLDER / 'launchers.so'}: link {' '.join(objects)}\n"
+    return text + f"  flags = {' '.join(LINK_FLAGS)}\n"
+
+
+def run(command: list) -> None:
+    """Runs a build step; its output stands in the error if it fails."""
+    done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{command[0]} failed:\n{done.stdout}{done.stderr}")

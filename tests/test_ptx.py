@@ -1,0 +1,542 @@
+"""The compiled PTX of the CUDA kernels, run through their launchers by an interpreter, ptxsim.
+
+The emulator runs the kernels' source; this sees what nvcc made of it, inline PTX included.
+Needs nvcc, and ptxsim in the folder that CNNKERNELS_PTXSIM names.
+"""
+
+import itertools
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+import test_conv2d
+import test_pool2d
+import test_registry
+import test_semantics
+import torch
+import torch.nn.functional as F
+from accuracy import assert_accurate, integers
+from ptx.build import ROOT, build
+from ptx.gpu import DTYPES, Argmax, Conv2dProblem, Fault, Gpu, Pool2dProblem, strides
+from test_conv2d import grad_of_output, operands, torch_conv2d_relu, with_gradients
+from torch import Tensor
+
+from build_support.cuda import choose_toolkit
+from cnnkernels.functional import _conv_padding, _pair
+
+# Warps in reverse order: a barrier that the threads behind an early exit never come to is told
+# only where these have run first.
+OPTIONS = {"CHECKS": "all,+ginit,+barexit,+shflsync", "STRICT": "1", "SCHED": "rev"}
+
+FORMATS = ["contiguous", "channels_last", "sliced"]
+
+
+@pytest.fixture(scope="session")
+def interpreted_gpu() -> Iterator[Gpu]:
+    simulator = ROOT / os.environ.get("CNNKERNELS_PTXSIM", "../shared/tools/ptxsim")
+    if not (simulator / "Makefile").is_file():
+        pytest.skip(f"no ptxsim at {simulator}; CNNKERNELS_PTXSIM tells where it is")
+    toolkit, line = choose_toolkit(os.environ)
+    if toolkit is None:
+        pytest.skip(line)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PTXSIM_DEVICE", "a100")  # the limits of sm_80
+        gpu = Gpu(build(simulator, toolkit))
+        for option in OPTIONS.items():
+            gpu.set_option(*option)
+        yield gpu
+
+
+@pytest.fixture
+def gpu(interpreted_gpu: Gpu) -> Iterator[Gpu]:
+    yield interpreted_gpu
+    interpreted_gpu.free()
+
+
+def assert_equal(actual: Tensor, expected: Tensor, what: str) -> None:
+    """Bit for bit, but for the sign of zero and the bits of NaN."""
+    torch.testing.assert_close(
+        actual, expected, rtol=0, atol=0, equal_nan=True, msg=lambda text: f"{what}: {text}"
+    )
+
+
+def accurate(reference: Tensor) -> Callable[[Tensor, Tensor, str], None]:
+    """Judges by the accuracy rule; torch's own result takes the place of the expected one."""
+    return lambda result, torchs, what: assert_accurate(result, torchs, reference, what)
+
+
+def test_required_kernels_are_there(gpu):
+    for op, algorithms in test_registry.REQUIRED["cuda"].items():
+        assert set(gpu.algorithms(op)) >= set(algorithms)
+
+
+def check(
+    gpu: Gpu,
+    function: str,
+    problem: Conv2dProblem | Pool2dProblem,
+    dtype: torch.dtype,
+    arguments: list,
+    *expected: Tensor,
+    judge: Callable[[Tensor, Tensor, str], None] = assert_equal,
+) -> None:
+    """Every algorithm that takes the problem gives what is expected, laid out in that way."""
+    ran = False
+    for number, algorithm in enumerate(gpu.algorithms(function.split("_")[0])):
+        results = [gpu.empty(tensor, "result") for tensor in expected]
+        if not gpu.call(function, number, problem, dtype, *arguments, *results):
+            continue
+        ran = True
+        for result, tensor in zip(results, expected, strict=True):
+            judge(gpu.read(result), tensor, f"{function} of {algorithm}")
+    assert ran, f"no algorithm for {function}"
+
+
+# ---------------------------------------------------------------- convolution
+
+
+def conv2d_problem(input, weight, output, relu_output, stride=1, padding=0, dilation=1, groups=1):
+    stride, dilation = _pair("", "stride", stride), _pair("", "dilation", dilation)
+    top, _, left, _ = _conv_padding(padding, weight, stride, dilation)
+    K, _, R, S = weight.shape
+    relu_output = output if relu_output is None else relu_output
+    sizes = (*input.shape, K, R, S, *output.shape[2:], *stride, top, left, *dilation, groups)
+    return Conv2dProblem(*sizes, *map(strides, (input, weight, output, relu_output)))
+
+
+def check_conv2d(gpu, tensors, expected, kwargs, relu_output=None, judges=(assert_equal,) * 4):
+    """Runs all passes: from input, weight, bias and grad_output to the output and gradients."""
+    input, weight, bias, grad_output = map(
+        gpu.put, tensors, ("input", "weight", "bias", "grad_output")
+    )
+    relu = None if relu_output is None else gpu.put(relu_output, "relu_output")
+    output, grad_input, grad_weight, grad_bias = expected
+
+    def run(name, arguments, result, judge, input=input, weight=weight, output=grad_output):
+        problem = conv2d_problem(input, weight, output, relu, **kwargs)
+        check(gpu, f"conv2d_{name}", problem, input.dtype, arguments, result, judge=judge)
+
+    grads = [grad_output, relu]
+    epilogue = [bias, bias.stride(0), relu is not None]
+    run("fprop", [input, weight, *epilogue], output, judges[0], output=output)
+    run("dgrad", [*grads, weight], grad_input, judges[1], input=grad_input)
+    run("wgrad", [*grads, input], grad_weight, judges[2], weight=grad_weight)
+    run("bgrad", grads, grad_bias.contiguous(), judges[3])
+
+
+def check_conv2d_exactly(gpu, shape, filters, kwargs, dtype, relu, layouts=(lambda t: t,) * 3):
+    """Sums of small integers are exact, so that results are float64's, rounded once.
+
+    The layouts are those of input, weight and output.
+    """
+    tensors = operands(shape, filters, kwargs, dtype, "cpu", integers)
+    grad_output = grad_of_output(F.conv2d, tensors, kwargs, integers)
+    function = torch_conv2d_relu if relu else F.conv2d
+    doubles = [t.double() for t in tensors]
+    references = with_gradients(function, doubles, grad_output.double(), kwargs)
+    output, grad_input, grad_weight, grad_bias = (t.to(dtype) for t in references)
+
+    input, weight, bias = tensors
+    of_input, of_weight, of_output = layouts
+    check_conv2d(
+        gpu,
+        [of_input(input), of_weight(weight), test_conv2d.sliced(bias), of_output(grad_output)],
+        [of_output(output), of_input(grad_input), of_weight(grad_weight), grad_bias],
+        kwargs,
+        of_output(output) if relu else None,
+    )
+
+
+@pytest.mark.parametrize("relu", [False, True], ids=["plain", "relu"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("problem", test_conv2d.PROBLEMS)
+def test_conv2d_is_exact_on_small_integers(gpu, problem, dtype, relu):
+    check_conv2d_exactly(gpu, *test_conv2d.PROBLEMS[problem], dtype, relu)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("weight_layout", test_conv2d.LAYOUTS)
+@pytest.mark.parametrize("input_layout", test_conv2d.LAYOUTS)
+def test_conv2d_layouts(gpu, input_layout, weight_layout, dtype):
+    kwargs = dict(stride=(1, 2), padding=1, groups=2)
+    for of_output in test_conv2d.LAYOUTS.values():
+        layouts = [test_conv2d.LAYOUTS[name] for name in (input_layout, weight_layout)]
+        check_conv2d_exactly(
+            gpu, (3, 6, 9, 11), (4, 3, 3), kwargs, dtype, True, [*layouts, of_output]
+        )
+
+
+@pytest.mark.parametrize("problem", test_conv2d.PROBLEMS)
+def test_conv2d_float32_follows_the_accuracy_rule(gpu, problem):
+    shape, filters, kwargs = test_conv2d.PROBLEMS[problem]
+    tensors = operands(shape, filters, kwargs, torch.float32, "cpu")
+    grad_output = grad_of_output(F.conv2d, tensors, kwargs)
+    doubles = [t.double() for t in tensors]
+    references = with_gradients(F.conv2d, doubles, grad_output.double(), kwargs)
+    torchs = with_gradients(F.conv2d, tensors, grad_output, kwargs)
+
+    judges = list(map(accurate, references))
+    check_conv2d(gpu, [*tensors, grad_output], torchs, kwargs, judges=judges)
+
+
+# ---------------------------------------------------------------- pooling
+
+
+def pool2d_problem(
+    input,
+    output,
+    argmax=None,
+    *,
+    kernel_size,
+    stride=None,
+    padding=0,
+    dilation=1,
+    ceil_mode=False,
+    count_include_pad=True,
+    divisor_override=None,
+):
+    pairs = kernel_size, stride or kernel_size, padding, dilation
+    kernel_size, *rest = (_pair("", "", value) for value in pairs)
+    sizes = (*input.shape, *kernel_size, *output.shape[2:], *itertools.chain(*rest))
+    layouts = map(strides, (input, output, output if argmax is None else argmax))
+    return Pool2dProblem(*sizes, count_include_pad, divisor_override or 0, *layouts)
+
+
+def window_codes(indices: Tensor, problem: Pool2dProblem) -> Tensor:
+    """r * S + s, of the taps that read the pixels of those indices."""
+    first_h = torch.arange(problem.P).view(-1, 1) * problem.stride_h - problem.pad_h
+    first_w = torch.arange(problem.Q) * problem.stride_w - problem.pad_w
+    # The first taps behind the leading padding. Their index in a window of padding alone is no
+    # pixel's, and cannot be taken apart.
+    first_r = -(first_h.clamp(max=0) // problem.dilation_h)
+    first_s = -(first_w.clamp(max=0) // problem.dilation_w)
+    first = (first_h + first_r * problem.dilation_h) * problem.W
+    first = first + first_w + first_s * problem.dilation_w
+    r = (indices // problem.W - first_h) // problem.dilation_h
+    s = (indices % problem.W - first_w) // problem.dilation_w
+    return torch.where(indices == first, first_r * problem.S + first_s, r * problem.S + s)
+
+
+def stored(indices: Tensor, kind: Argmax, problem: Pool2dProblem) -> Tensor:
+    """The positions as that kind keeps them; without elements where it keeps none."""
+    if kind is Argmax.none:
+        return indices.new_empty(0, 0, 0, 0)
+    codes = indices if kind is Argmax.int64 else window_codes(indices, problem)
+    return codes.to(getattr(torch, kind.name))
+
+
+def check_max_pool2d(gpu, input, kwargs, kind, layouts=(lambda t: t,) * 3):
+    """Forward, and the passes that read the positions of the maxima.
+
+    The layouts are those of input, output and positions.
+    """
+    of_input, of_output, of_argmax = layouts
+    output, indices = F.max_pool2d(input, **kwargs, return_indices=True)
+    argmax = of_argmax(stored(indices, kind, pool2d_problem(input, output, **kwargs)))
+    grad_output, other = (integers(*t.shape, dtype=t.dtype) for t in (output, input))
+
+    # A gradient belongs to the pixel that was the maximum. Windows of padding alone have none;
+    # torch's own passes read and write outside the input there.
+    some = F.max_pool2d(torch.ones_like(input), **kwargs) == 1
+    pixels = indices.where(some, 0).flatten(2)
+    grad_input = torch.zeros_like(input, dtype=torch.float64).flatten(2)
+    grad_input.scatter_add_(2, pixels, grad_output.double().where(some, 0).flatten(2))
+    gathered = other.flatten(2).gather(2, pixels).view_as(output).where(some, 0)
+
+    def run(name, arguments, *results):
+        problem = pool2d_problem(of_input(input), of_output(output), argmax, **kwargs)
+        check(gpu, f"pool2d_max_{name}", problem, input.dtype, arguments, *results)
+
+    run("forward", [gpu.put(of_input(input), "input"), kind], of_output(output), argmax)
+    if kind is Argmax.none:
+        return
+    positions = [gpu.put(argmax, "argmax"), kind]
+    grad_input = of_input(grad_input.view_as(input).to(input.dtype))
+    run("backward", [gpu.put(of_output(grad_output), "grad_output"), *positions], grad_input)
+    run("gather", [gpu.put(of_input(other), "other"), *positions], of_output(gathered))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("problem", test_pool2d.PROBLEMS | test_pool2d.DILATED)
+def test_max_pool2d(gpu, problem, dtype):
+    shape, kwargs = (test_pool2d.PROBLEMS | test_pool2d.DILATED)[problem]
+    input = integers(*shape, dtype=dtype)  # many ties
+    R, S = _pair("", "", kwargs["kernel_size"])
+    for kind in Argmax:
+        if kind is not Argmax.uint8 or R * S <= 254:
+            check_max_pool2d(gpu, input, kwargs, kind)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", Argmax, ids=lambda kind: kind.name)
+def test_max_pool2d_of_nan_and_infinities(gpu, kind, dtype):
+    special = torch.tensor([float(x) for x in ("nan", "inf", "-inf", "-inf", "0", "1")])
+    input = special[torch.randint(len(special), (2, 3, 31, 37))].to(dtype)
+    check_max_pool2d(gpu, input, dict(kernel_size=3, stride=2, padding=1), kind)
+
+
+@pytest.mark.parametrize("kind", Argmax, ids=lambda kind: kind.name)
+@pytest.mark.parametrize(("shape", "kwargs"), test_semantics.WITH_EMPTY_WINDOWS, ids=str)
+def test_max_pool2d_of_padding_alone(gpu, shape, kwargs, kind):
+    check_max_pool2d(gpu, integers(*shape, dtype=torch.float32), kwargs, kind)
+
+
+@pytest.mark.parametrize("kind", Argmax, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("layouts", [*itertools.product(FORMATS, repeat=3)], ids="-".join)
+def test_max_pool2d_layouts(gpu, layouts, kind):
+    input = integers(3, 18, 9, 11, dtype=torch.float32)
+    kwargs = dict(kernel_size=(4, 2), stride=2, padding=1)
+    check_max_pool2d(gpu, input, kwargs, kind, [test_pool2d.LAYOUTS[name] for name in layouts])
+
+
+def check_avg_pool2d(gpu, input, kwargs, exact, layouts=(lambda t: t,) * 2):
+    """`exact`: the divisors are powers of two, so that gradients are exact as averages always are.
+
+    The layouts are those of input and output.
+    """
+    of_input, of_output = layouts
+    doubles = input.double().requires_grad_()
+    reference = F.avg_pool2d(doubles, **kwargs)
+    grad_output = integers(*reference.shape, dtype=input.dtype)
+    (grad_input,) = torch.autograd.grad(reference, doubles, grad_output.double())
+    _, torchs = test_pool2d.with_gradient(F.avg_pool2d, input, grad_output, kwargs)
+
+    output = of_output(reference.detach().to(input.dtype))
+    expected = of_input(grad_input.to(input.dtype) if exact else torchs)
+    operands = [gpu.put(of_input(input), "input")], [gpu.put(of_output(grad_output), "grad_output")]
+    problem = pool2d_problem(of_input(input), output, **kwargs)
+    check(gpu, "pool2d_avg_forward", problem, input.dtype, operands[0], output)
+    judge = assert_equal if exact else accurate(grad_input)
+    check(gpu, "pool2d_avg_backward", problem, input.dtype, operands[1], expected, judge=judge)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("average", test_pool2d.AVERAGES, ids=str)
+@pytest.mark.parametrize("problem", test_pool2d.PROBLEMS)
+def test_avg_pool2d(gpu, problem, average, dtype):
+    shape, kwargs = test_pool2d.PROBLEMS[problem]
+    exact = average == dict(divisor_override=-2)
+    check_avg_pool2d(gpu, integers(*shape, dtype=dtype), kwargs | average, exact)
+
+
+@pytest.mark.parametrize("layouts", [*itertools.product(FORMATS, repeat=2)], ids="-".join)
+def test_avg_pool2d_layouts(gpu, layouts):
+    input = integers(3, 18, 9, 11, dtype=torch.float32)
+    kwargs = dict(kernel_size=(4, 2), stride=2, padding=1)
+    layouts = [test_pool2d.LAYOUTS[name] for name in layouts]
+    check_avg_pool2d(gpu, input, kwargs, True, layouts)
+
+
+# ---------------------------------------------------------------- the grid
+
+
+def grid(op: str) -> Iterator[Conv2dProblem | Pool2dProblem]:
+    """The problems of the tests above."""
+    if op == "conv2d":
+        for shape, filters, kwargs in test_conv2d.PROBLEMS.values():
+            tensors = operands(shape, filters, kwargs, torch.float32, "meta", torch.empty)
+            yield conv2d_problem(*tensors[:2], F.conv2d(*tensors, **kwargs), None, **kwargs)
+    else:
+        for shape, kwargs in test_pool2d.PROBLEMS.values():
+            input = torch.empty(shape, device="meta")
+            yield pool2d_problem(input, F.max_pool2d(input, **kwargs), **kwargs)
+
+
+@pytest.mark.parametrize("op", ["conv2d", "pool2d"])
+def test_each_algorithm_takes_a_problem_of_the_grid(gpu, op):
+    for number, algorithm in enumerate(gpu.algorithms(op)):
+        cases = itertools.product(grid(op), DTYPES)
+        assert any(gpu.call(f"{op}_takes", number, *case) for case in cases), algorithm
+
+
+# ---------------------------------------------------------------- the emulator's kernels
+
+
+@dataclass(frozen=True)
+class Result:
+    """Stands among a kernel's arguments for the memory that must hold `expected` in the end."""
+
+    expected: Tensor
+    start: Tensor | None = None  # what it holds in the beginning
+
+
+def shuffles() -> Iterator[tuple[str, list]]:
+    """All kinds; the lanes that are read, by hand from the programming guide's description."""
+    index, up, down, xor = range(4)
+    for kind, operand, width, sources in (
+        (index, 37, 32, [5] * 32),
+        (index, 5, 4, [1] * 4),
+        (up, 3, 8, [0, 1, 2, 0, 1, 2, 3, 4]),
+        (down, 3, 8, [3, 4, 5, 6, 7, 5, 6, 7]),
+        (xor, 3, 32, [3, 2, 1, 0]),
+        (xor, 4, 4, [0, 1, 2, 3, 0, 1, 2, 3]),
+    ):
+        lanes = torch.arange(32)
+        lanes = lanes - lanes % len(sources) + torch.tensor(sources).repeat(32 // len(sources))
+        for function, values in (
+            ("shuffle_int", torch.arange(32, dtype=torch.int32) * 3),
+            ("shuffle_double", torch.arange(32, dtype=torch.float64) * 2**33 + 1),
+        ):
+            yield function, [kind, values, Result(values[lanes]), operand, width]
+
+
+def block_sums() -> Iterator[tuple[str, list]]:
+    for threads in (32, 96, 256, 1024):
+        values = integers(9, threads, dtype=torch.float32)
+        yield "sum_blocks", [values, Result(values.sum(1)), 9, threads]
+
+
+def products() -> Iterator[tuple[str, list]]:
+    for n in (16, 96):
+        a, b = (integers(n, n, dtype=torch.float32) for _ in range(2))
+        yield "multiply", [a, b, Result(a @ b), n]
+
+
+def thread_numbers() -> Iterator[tuple[str, list]]:
+    for grid, block in (
+        ((3, 4, 5), (6, 7, 8)),
+        ((7000, 1, 1), (3, 1, 1)),
+        ((2, 1, 1), (1024, 1, 1)),
+    ):
+        expected = torch.arange(math.prod(grid) * math.prod(block))
+        yield "number_threads", [*grid, *block, Result(expected, torch.zeros_like(expected))]
+
+
+def neighbour_sums(rounds: int) -> Tensor:
+    value = torch.arange(32, dtype=torch.int32)
+    for _ in range(rounds):
+        value = value + value.roll(-1)
+    return value
+
+
+def frame_sums(depth: int, threads: int) -> Tensor:
+    """What each thread adds up in tests/emulator's descend_frames."""
+    frames = torch.arange(1, depth + 1).view(-1, 1) + torch.arange(256)
+    return frames.sum() + depth * 256 * torch.arange(threads)
+
+
+LANES = torch.arange(32, dtype=torch.int32)
+FLOATS = torch.arange(32, dtype=torch.float32)
+
+# Function of ptx/kernels.cu, and its arguments: tensors are copied to the device.
+KERNELS = [
+    *products(),
+    *thread_numbers(),
+    *block_sums(),
+    *shuffles(),
+    ("sum_diverged", [LANES**2, Result((4960 + 496 * (LANES % 2)).int())]),
+    ("sync_warp_rounds", [Result(neighbour_sums(5)), 5]),
+    (
+        "sync_warp_after_exit",
+        [Result(torch.cat([LANES < 8, LANES[:8] >= 0]).int(), torch.zeros(40).int())],
+    ),
+    ("compare_arrays", [Result(torch.ones(2).int())]),
+    ("descend", [20, 64, Result(frame_sums(20, 64))]),
+    (
+        "convert_arguments",
+        [-7, torch.tensor([0.5]), Result(torch.tensor([-7, 0.25, 0.5]).double())],
+    ),
+    ("divide", [33, torch.tensor([3.0]), Result(1 / torch.full((66,), 3.0))]),
+    ("reverse_with_barrier", [FLOATS, Result(FLOATS.flip(0))]),
+    ("exit_before_barrier", [1]),
+    ("shuffle_with_mask", [0xFF, 32, 8, False]),
+    ("use_4k", [(163 << 10) - (4 << 10)]),
+    ("use_48k", [0]),
+]
+
+
+def on_device(gpu: Gpu, argument):
+    if isinstance(argument, Tensor):
+        return gpu.put(argument, "argument")
+    if not isinstance(argument, Result):
+        return argument
+    if argument.start is None:
+        return gpu.empty(argument.expected, "result")
+    return gpu.put(argument.start, "result")
+
+
+@pytest.mark.parametrize(("function", "arguments"), KERNELS, ids=[row[0] for row in KERNELS])
+def test_kernels_of_the_emulators_tests(gpu, function, arguments):
+    passed = [on_device(gpu, argument) for argument in arguments]
+    assert gpu.call(function, *passed)
+    for argument, tensor in zip(arguments, passed, strict=True):
+        if isinstance(argument, Result):
+            assert_equal(gpu.read(tensor), argument.expected, function)
+
+
+# ---------------------------------------------------------------- faults are found
+
+EIGHT, THREE = Result(torch.zeros(8)), Result(torch.zeros(3))
+
+# Function, arguments, the kernel at fault and what ptxsim says of it.
+FAULTS = [
+    ("reverse_without_barrier", [FLOATS, Result(FLOATS)], "reverse_lanes", "race"),
+    ("exit_before_barrier", [2], "barrier_after_exit", "32 threads of the block exited"),
+    ("wait_apart", [], "barriers_apart", "deadlock"),
+    ("shuffle_with_mask", [0xFFFFFFF7, 32, 32, False], "shuffle_masked", "not in the member mask"),
+    ("shuffle_down_eight", [FLOATS, EIGHT], "shuffle_eight", "lane 8, which does not take part"),
+    ("touch_static", [-1, True, THREE], "touch_static_array", "out-of-bounds shared"),
+    ("touch_static", [16, True, THREE], "touch_static_array", "out-of-bounds shared"),
+    ("touch_dynamic", [16, True, THREE], "touch_dynamic_buffer", "out-of-bounds shared"),
+    ("touch_dynamic", [0, False, THREE], "touch_dynamic_buffer", "uninitialised shared"),
+    ("divide", [33, torch.tensor([3.0]), EIGHT], "divide_by_three", "out-of-bounds global write"),
+]
+
+
+@pytest.fixture
+def fails(capfd: pytest.CaptureFixture) -> Callable:
+    """fails(kernel, message, call): it does, and both are named."""
+
+    def check(kernel: str, message: str, call: Callable[[], bool]) -> None:
+        with pytest.raises(Fault, match=kernel):
+            call()
+        assert message in capfd.readouterr().err
+
+    return check
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "kernel", "message"), FAULTS, ids=[row[0] for row in FAULTS]
+)
+def test_faults_of_small_kernels(gpu, fails, function, arguments, kernel, message):
+    passed = [on_device(gpu, argument) for argument in arguments]
+    fails(kernel, message, lambda: gpu.call(function, *passed))
+
+
+def test_shared_memory_beyond_the_limit_is_refused(gpu):
+    with pytest.raises(Fault, match="use_shared<1024>: invalid argument"):
+        gpu.call("use_4k", (163 << 10) + 1)
+
+
+def test_faults_of_a_convolution(gpu, fails):
+    input, weight = integers(1, 2, 6, 5, dtype=torch.float32), torch.ones(3, 2, 1, 1)
+    expected = F.conv2d(input, weight)
+    problem = conv2d_problem(input, weight, expected, None)
+    weight = gpu.put(weight, "weight")
+
+    def fprop(input, output):
+        return gpu.call(
+            "conv2d_fprop", 0, problem, torch.float32, input, weight, None, 0, False, output
+        )
+
+    output, good = gpu.empty(expected, "output"), gpu.put(input, "input")
+    short_input = gpu.put(input.flatten()[:-1], "input")
+    short_output = gpu.empty(expected.flatten()[:-1], "output")
+    kernel = "conv2d_direct_fprop<float>"
+    fails(kernel, "out-of-bounds global read", lambda: fprop(short_input, output))
+    fails(kernel, "out-of-bounds global write", lambda: fprop(good, short_output))
+    fails(kernel, "uninitialised global", lambda: fprop(gpu.empty(input, "input"), output))
+
+    assert fprop(good, output)  # no fault outlives its launch
+    assert_equal(gpu.read(output), expected, "after faults")
+
+
+def test_writes_between_the_elements_are_found(gpu):
+    values = gpu.put(FLOATS.view(1, 32), "values")
+    odd_places = gpu.empty(torch.empty(1, 63)[:, ::2], "sums")
+    gpu.call("sum_blocks", values, odd_places, 1, 32)
+    assert gpu.read(odd_places)[0, 0] == FLOATS.sum()
+    odd_places.as_strided((1,), (1,), 1).fill_(0)
+    with pytest.raises(AssertionError, match="written between the elements"):
+        gpu.read(odd_places)
