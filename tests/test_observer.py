@@ -6,12 +6,22 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
+from test_conv2d import PROBLEMS as CONVOLUTIONS
 
+import cnnkernels
+import cnnkernels.functional as ours
 from build_support.library import INSTRUMENTED_FLAGS
+from cnnkernels.profile import GPU, GPUS, KernelProfile, Traffic
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "tests" / "emulator" / "observed"
-PLANTED = re.findall(r'^ +\{"(\w+)",', (FOLDER / "planted.cu").read_text(), re.MULTILINE)
+KERNELS = sorted(FOLDER.glob("*.cu"))
+CASES = sorted(
+    name
+    for path in (FOLDER / "planted.cu", FOLDER / "test_observed.cpp")
+    for name in re.findall(r'^ +\{"(\w+)",', path.read_text(), re.MULTILINE)
+)
 
 
 def run(command: list, timeout: int = 300) -> subprocess.CompletedProcess:
@@ -24,25 +34,178 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("observed")
     compiler = os.environ.get("CXX", "g++").split()
     flags = ["-std=c++17", "-O2", "-pthread", "-Wall", "-Wno-unknown-pragmas"]
-    kernels, path = folder / "planted.o", folder / "program"
+    objects, path = [folder / f"{kernels.stem}.o" for kernels in KERNELS], folder / "program"
     emulator = sorted((ROOT / "csrc" / "emulator").glob("*.cpp"))
     steps = [
-        [*flags, *INSTRUMENTED_FLAGS, "-c", "-x", "c++", FOLDER / "planted.cu", "-o", kernels],
-        [*flags, "-DCNN_TARGET=instrumented", *emulator, FOLDER / "test_observed.cpp", kernels]
-        + ["-ldl", "-o", path],
+        [*flags, *INSTRUMENTED_FLAGS, "-c", "-x", "c++", source, "-o", target]
+        for source, target in zip(KERNELS, objects, strict=True)
     ]
-    for step in steps:
+    program = [*emulator, FOLDER / "test_observed.cpp", *objects, "-ldl", "-o", path]
+    for step in [*steps, [*flags, "-DCNN_TARGET=instrumented", *program]]:
         result = run([*compiler, *step])
         assert result.returncode == 0, result.stderr
     return path
 
 
 def test_list_is_complete(program: Path) -> None:
-    assert PLANTED
-    assert run([program]).stdout.split() == PLANTED
+    assert CASES
+    assert run([program]).stdout.split() == CASES
 
 
-@pytest.mark.parametrize("name", PLANTED)
-def test_a_planted_bug_is_caught_and_its_repaired_twin_passes(program: Path, name: str) -> None:
+@pytest.mark.parametrize("name", CASES)
+def test_case(program: Path, name: str) -> None:
+    """A planted bug is caught and its repaired twin passes; counters are what a hand counts."""
     result = run([program, name], timeout=60)
     assert result.returncode == 0, result.stderr
+
+
+def test_unknown_case_fails(program: Path) -> None:
+    assert run([program, "no_such_case"]).returncode != 0
+
+
+def kernel(profile: cnnkernels.profile.Profile, name: str) -> KernelProfile:
+    (found,) = (kernel for kernel in profile.kernels if kernel.kernel.startswith(name))
+    return found
+
+
+def test_profile_of_a_convolution_is_what_a_hand_counts() -> None:
+    """3 filters of 2x3x3 on 2x8x8: 108 outputs, in warps of 32, 32, 32 and 12 threads."""
+    with cnnkernels.profile() as p:
+        ours.conv2d(torch.randn(1, 2, 8, 8), torch.randn(3, 2, 3, 3), torch.randn(3))
+    fprop = kernel(p, "conv2d_direct_fprop<float>")
+    assert (fprop.launches, fprop.blocks, fprop.threads, fprop.barriers) == (1, 1, 256, 0)
+
+    # An output reads 18 pixels, 18 weights and a bias, 4 bytes each; it is written once.
+    loads, stores = 18 + 18 + 1, 1
+    assert fprop.global_load.bytes == 4 * 108 * loads == 15_984
+    assert fprop.global_store.bytes == 4 * 108 * stores == 432
+    assert fprop.global_load.requests == 4 * loads
+    assert fprop.global_store.requests == 4 * stores
+    # The warps' outputs are 128, 128, 128 and 48 bytes in a row: 4 + 4 + 4 + 2 sectors.
+    assert fprop.global_store.units == 14
+    # Each of the 128 pixels, 54 weights and 3 biases is needed, once.
+    assert fprop.bytes_read == 4 * (128 + 54 + 3) == 740
+    assert fprop.bytes_written == 432
+    assert fprop.fma == 108 * 18
+    assert fprop.shared_load.requests == fprop.shared_store.requests == 0
+
+
+def test_profile_of_max_pooling_is_what_a_hand_counts() -> None:
+    """2x2 windows of 16x16 pixels: 64 outputs, in 2 warps; rows of 64 bytes, 2 sectors."""
+    with cnnkernels.profile() as p:
+        ours.max_pool2d(torch.randn(1, 1, 16, 16, requires_grad=True), 2)
+    forward = kernel(p, "max_pool2d_direct_forward<float")
+
+    assert forward.global_load.bytes == 4 * 64 * 4 == 1024
+    # An output, and a byte for the place of its maximum.
+    assert forward.global_store.bytes == 64 * (4 + 1) == 320
+    assert (forward.bytes_read, forward.bytes_written) == (1024, 320)
+    # A warp makes a request for each of the 4 taps. Its 32 outputs are 4 rows of 8; they read every
+    # other pixel of 4 input rows, 2 sectors each.
+    assert forward.global_load.requests == 2 * 4
+    assert forward.global_load.units == 2 * 4 * 8
+    # 128 bytes of outputs and 32 of places: 4 sectors and 1.
+    assert forward.global_store.requests == 2 * 2
+    assert forward.global_store.units == 2 * (4 + 1)
+    assert forward.minimal_bytes == 1344
+    assert forward.sector_bytes == 32 * (64 + 10)
+
+
+def test_profile_counts_nothing_else() -> None:
+    input = torch.randn(1, 1, 8, 8)
+    with cnnkernels.emulate_cuda():
+        ours.max_pool2d(input, 2)
+    with cnnkernels.profile() as p:
+        ours.avg_pool2d(input, 2)
+        ours.avg_pool2d(input, 2)
+    ours.max_pool2d(input, 2)
+    assert [(k.kernel, k.launches) for k in p.kernels] == [("avg_pool2d_direct_forward<float>", 2)]
+
+
+def test_profile_prints_a_row_a_kernel() -> None:
+    with cnnkernels.profile(gpu="H100") as p:
+        ours.conv2d(torch.randn(1, 2, 8, 8), torch.randn(3, 2, 3, 3))
+        ours.max_pool2d(torch.randn(1, 1, 16, 16), 2)
+    text = str(p)
+    headings, _, conv, pool = text.splitlines()[:4]
+    assert len(conv.split("  ")) == len(pool.split("  ")) or headings
+    assert conv.startswith("conv2d_direct_fprop<float> ") and "15.6k" in conv
+    assert pool.startswith("max_pool2d_direct_forward<float, NoArgmax>")
+    assert "H100" in text
+
+
+def test_profile_refuses_an_unknown_gpu() -> None:
+    with pytest.raises(ValueError, match="no GPU 'abacus'; there are A100, "):
+        cnnkernels.profile(gpu="abacus").__enter__()
+
+
+def test_bound_is_the_roofline(monkeypatch: pytest.MonkeyPatch) -> None:
+    none = Traffic(0, 0, 0, 0)
+    counted = dict(launches=1, blocks=1, threads=1, barriers=0, bytes_read=600, bytes_written=400)
+    traffic = dict.fromkeys(
+        ("global_load", "global_store", "global_atomic", "shared_load", "shared_store"), none
+    )
+    monkeypatch.setitem(GPUS, "toy", GPU(bandwidth=100, float32=10, tensor=1000))
+    light = KernelProfile(kernel="k", fma=10, mma_flop=0, **counted, **traffic)
+    heavy = KernelProfile(kernel="k", fma=100, mma_flop=5000, **counted, **traffic)
+    assert light.bound("toy") == (10.0, "memory")
+    assert light.intensity == 20 / 1000
+    assert heavy.bound("toy") == (25.0, "FLOP")
+
+
+CHECKED = ["mnist_first", "primes", "strided", "dilated", "groups", "padding_beyond_filter", "one"]
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("problem", CHECKED)
+def test_no_false_alarm_on_convolutions(problem, dtype, channels_last) -> None:
+    (shape, (K, R, S), kwargs) = CONVOLUTIONS[problem]
+    format = torch.channels_last if channels_last else torch.contiguous_format
+    input = torch.randn(shape, dtype=dtype).contiguous(memory_format=format).requires_grad_()
+    weight = torch.randn(K, shape[1] // kwargs.get("groups", 1), R, S, dtype=dtype).requires_grad_()
+    bias = torch.randn(K, dtype=dtype).requires_grad_()
+
+    def results() -> list[torch.Tensor]:
+        output = ours.conv2d_relu(input, weight, bias, **kwargs)
+        leaves = (input, weight, bias)
+        return [output, *torch.autograd.grad(output, leaves, torch.ones_like(output))]
+
+    with cnnkernels.emulate_cuda():
+        expected = results()
+    with cnnkernels.emulate_cuda(check=True):
+        checked = results()
+    for ours_, theirs in zip(checked, expected, strict=True):
+        torch.testing.assert_close(ours_, theirs)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_no_false_alarm_on_pools(dtype, channels_last) -> None:
+    format = torch.channels_last if channels_last else torch.contiguous_format
+    input = torch.randn(2, 3, 13, 11, dtype=dtype).contiguous(memory_format=format)
+    input.requires_grad_()
+    with cnnkernels.emulate_cuda(check=True):
+        for output in (
+            ours.max_pool2d(input, 3, 2, 1),
+            ours.max_pool2d(input, 3, 1, return_indices=True)[0],
+            ours.avg_pool2d(input, (3, 2), 2, 1, ceil_mode=True),
+        ):
+            (gradient,) = torch.autograd.grad(output.sum(), input)
+            assert gradient.isfinite().all()
+
+
+def test_checks_end_with_their_block() -> None:
+    """Others keep what they asked for."""
+    from cnnkernels import _C
+
+    asked = []
+    observe = _C.observe
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_C, "observe", lambda *what: (asked.append(what), observe(*what)))
+        with cnnkernels.emulate_cuda(check=True):
+            with cnnkernels.profile():
+                pass
+            with cnnkernels.emulate_cuda():
+                pass
+    assert asked == [(True, False), (True, True), (True, False), (False, False)]

@@ -3,12 +3,16 @@
 // its bug, which must give its error, and without, which must give its result and no error.
 #include <cstdint>
 #include <cstdio>
+#include <functional>
+#include <map>
 #include <numeric>
 #include <string>
 #include <vector>
 
+#include "../../../csrc/emulator/profiler.h"
 #include "../../../csrc/parallel.h"
 #include "../checks.h"
+#include "counted.h"
 #include "planted.h"
 
 namespace cnnkernels {
@@ -72,23 +76,108 @@ void run_planted(const Planted& planted) {
   check_equal(buffers.result(), buffers.expected(planted.result));
 }
 
+// ---- The profiler ----
+
+// Counts what body() launches; `counts` are parts of the counters' JSON.
+void check_counts(const std::function<void()>& body, const std::vector<std::string>& counts,
+                  int line = __builtin_LINE()) {
+  emulator::clear_counters();
+  emulator::observe({false, true});
+  body();
+  emulator::observe({false, false});
+  const std::string json = emulator::counters_json();
+  for (const std::string& count : counts) {
+    if (json.find(count) == std::string::npos) emulated::report(line, count + " not in " + json);
+  }
+}
+
+template <class T>
+void check_shared(int stride, int loads, int ideal_loads, int line = __builtin_LINE()) {
+  std::vector<T> out(32);
+  check_counts(
+      [&] { read_shared_strided(stride, out.data()); },
+      {"\"shared_load_requests\": 1,", "\"shared_load_units\": " + std::to_string(loads) + ",",
+       "\"shared_load_ideal\": " + std::to_string(ideal_loads) + ",",
+       "\"shared_store_requests\": " + std::to_string(stride) + ",",
+       "\"shared_load_bytes\": " + std::to_string(32 * sizeof(T)) + ","},
+      line);
+}
+
+// 32 banks of 4 bytes: lanes s words apart meet in gcd(s, 32) of them.
+void bank_conflicts() {
+  check_shared<float>(1, 1, 1);
+  check_shared<float>(2, 2, 1);
+  check_shared<float>(3, 1, 1);
+  check_shared<float>(4, 4, 1);
+  check_shared<float>(6, 2, 1);
+  check_shared<float>(32, 32, 1);
+  check_shared<float>(33, 1, 1);
+  check_shared<double>(1, 2, 2);  // a half warp at a time
+  check_shared<double>(2, 4, 2);
+  check_shared<double>(16, 32, 2);
+  check_shared<unsigned char>(1, 1, 1);  // four lanes to a word
+  check_shared<unsigned char>(4, 1, 1);
+  check_shared<unsigned char>(8, 2, 1);
+}
+
+// Sectors of 32 bytes hold 8 floats.
+void sectors() {
+  alignas(32) const float in[32 * 9 + 8] = {};
+  std::vector<float> out(32);
+  for (const auto& [stride, units] :
+       std::map<int, int>{{0, 1}, {1, 4}, {2, 8}, {4, 16}, {8, 32}, {9, 32}}) {
+    const std::string bytes = std::to_string(stride == 0 ? 4 : 128);
+    check_counts(
+        [&, stride = stride] { read_global_strided(stride, in, out.data()); },
+        {"\"launches\": 1, \"blocks\": 1, \"threads\": 32,",
+         "\"bytes_read\": " + bytes + ", \"bytes_written\": 128,",
+         "\"global_load_requests\": 1, \"global_load_bytes\": 128, \"global_load_units\": " +
+             std::to_string(units) + ","});
+  }
+  // From the middle of a sector on, a warp's 128 bytes touch five.
+  check_counts([&] { read_global_strided(1, in + 4, out.data()); }, {"\"global_load_units\": 5,"});
+}
+
+// Lanes go through the inner loop 1 to 4 times, and are together again in each turn of the outer
+// one: 2 * 4 requests, though the lanes make 2 * (1 + 2 + 3 + 4) * 8 loads.
+void lanes_meet_again_after_a_loop() {
+  const std::vector<float> in(8);
+  std::vector<float> out(32);
+  check_counts([&] { read_in_loops(in.data(), out.data()); },
+               {"\"global_load_requests\": 8, \"global_load_bytes\": 640,", "\"bytes_read\": 32,"});
+}
+
+void barriers_of_blocks() {
+  check_counts([] { meet_thrice(); }, {"\"blocks\": 2, \"threads\": 128, \"barriers\": 6,"});
+}
+
+const emulated::RegisterCases kCases = {
+    {"bank_conflicts", bank_conflicts},
+    {"barriers_of_blocks", barriers_of_blocks},
+    {"lanes_meet_again_after_a_loop", lanes_meet_again_after_a_loop},
+    {"sectors", sectors},
+};
+
 }  // namespace
 }  // namespace instrumented
 }  // namespace cnnkernels
 
 int main(int argc, char** argv) {
-  const std::string name = argc < 2 ? "" : argv[1];
-  bool found = argc < 2;
-  for (const auto& planted : cnnkernels::instrumented::planted()) {
-    if (argc < 2) std::printf("%s\n", planted.name);
-    if (name != planted.name) continue;
-    found = true;
-    try {
-      cnnkernels::instrumented::run_planted(planted);
-    } catch (const std::exception& error) {
-      std::fprintf(stderr, "%s: %s\n", planted.name, error.what());
-      return 1;
-    }
+  using namespace cnnkernels;
+  std::map<std::string, std::function<void()>> all(emulated::cases().begin(),
+                                                   emulated::cases().end());
+  for (const auto& planted : instrumented::planted()) {
+    all[planted.name] = [planted] { instrumented::run_planted(planted); };
   }
-  return found ? 0 : 2;
+  if (argc < 2) {
+    for (const auto& [name, body] : all) std::printf("%s\n", name.c_str());
+    return 0;
+  }
+  try {
+    all.at(argv[1])();
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s: %s\n", argv[1], error.what());
+    return 1;
+  }
+  return 0;
 }
