@@ -8,7 +8,7 @@ from cnnkernels import functional, nn
 from cnnkernels.convert import convert, unconverted
 from cnnkernels.emulation import emulate_cuda
 from cnnkernels.info import info
-from cnnkernels.profile import profile
+from cnnkernels.profiling import profile
 
 __version__ = "0.1.0"
 

@@ -90,9 +90,11 @@ __global__ void conv2d_direct_fprop(Conv2dProblem problem, const T* __restrict__
     for (int r = rows.begin; r < rows.end; ++r) {
       const T* in = input + problem.input.at(n, first_c + c, h0 + r * problem.dilation_h, w0);
       const T* filter = weight + problem.weight.at(k, c, r, 0);
-      for (int s = columns.begin; s < columns.end; ++s)
-        part += static_cast<Accumulator<T>>(in[s * problem.dilation_w * problem.input.w]) *
-                static_cast<Accumulator<T>>(filter[s * problem.weight.w]);
+      for (int s = columns.begin; s < columns.end; ++s) {
+        const T x = in[s * problem.dilation_w * problem.input.w];
+        const T tap = filter[s * problem.weight.w];
+        part = multiply_add(Accumulator<T>(x), Accumulator<T>(tap), part);
+      }
     }
     if ((c + 1) % kChannelsPerPart == 0) sum += part, part = 0;
   }
@@ -121,8 +123,9 @@ __global__ void conv2d_direct_dgrad(Conv2dProblem problem, GradOutput<T> grad_ou
           reader_of(w, s * problem.dilation_w - problem.pad_left, problem.stride_w, problem.Q);
       if (q < 0) continue;
       for (int k = 0; k < problem.group_filters(); ++k) {
-        part += grad_output.at(problem, n, first_k + k, p, q) *
-                static_cast<Accumulator<T>>(weight[problem.weight.at(first_k + k, weight_c, r, s)]);
+        const T tap = weight[problem.weight.at(first_k + k, weight_c, r, s)];
+        part =
+            multiply_add(grad_output.at(problem, n, first_k + k, p, q), Accumulator<T>(tap), part);
         if ((k + 1) % kChannelsPerPart == 0) sum += part, part = 0;
       }
     }
@@ -148,8 +151,8 @@ __global__ void __launch_bounds__(kThreadsPerBlock)
   for (OutputWalk at(problem, lane, kThreads); at.n < problem.N; at.advance(problem)) {
     const int h = at.p * problem.stride_h + h0, w = at.q * problem.stride_w + w0;
     if (h < 0 || h >= problem.H || w < 0 || w >= problem.W) continue;
-    sum += grad_output.at(problem, at.n, k, at.p, at.q) *
-           static_cast<Accumulator<T>>(input[problem.input.at(at.n, input_c, h, w)]);
+    const T x = input[problem.input.at(at.n, input_c, h, w)];
+    sum = multiply_add(grad_output.at(problem, at.n, k, at.p, at.q), Accumulator<T>(x), sum);
   }
   if constexpr (kThreads > 1) sum = block_sum<kThreads>(sum);
   if (lane == 0) grad_weight[problem.weight.at(k, c, r, s)] = static_cast<T>(sum);

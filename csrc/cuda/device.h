@@ -5,7 +5,7 @@
 //
 //   CNN_TARGET              the name of the namespace that kernels and launchers stand in
 //   __global__ ... dim3     CUDA's own spelling: function attributes, threadIdx and friends,
-//                           __syncthreads, __syncwarp, __shfl_*_sync, __half, __nv_bfloat16
+//                           warp and block synchronisation, atomics, vector types, __half ...
 //   SHARED_ARRAY(float, tile, [16][17]);   a static shared array, 16-byte aligned
 //   DYNAMIC_SHARED(float, buffer);         float* buffer: the launch's dynamic shared memory
 //   launch<kernel>(grid, block, shared_bytes, stream, arguments...)
@@ -13,13 +13,27 @@
 //   commit_copies(); wait_copies<1>();      its groups: wait for all but the last one
 //   sync_named(number, threads);            barriers 1 to 15, for some whole warps of the block;
 //   arrive_named(number, threads);          to arrive is not to wait
+//
+// and instructions for which CUDA C++ has no function of its own. Fragments are laid out over the
+// lanes of a warp as the PTX ISA says, in words and pictures; in formulas, see
+// emulator/tensor_core.h. All lanes of the warp take part. From sm_80 on, but ldmatrix:
+//
+//   ldmatrix(matrices, row)              unsigned matrices[1, 2 or 4]: as many 8x8 matrices of
+//   ldmatrix_transposed(matrices, row)   16-bit elements from shared memory; lane 8 * i + j gives
+//                                        the address of row j of matrix i, a multiple of 16
+//   to_tf32(x)                           unsigned: the float x, rounded to tf32's 11 digits
+//   mma_m16n8k8_tf32(d, a, b, c)         float d[4] = unsigned a[4] * unsigned b[2] + float c[4]
+//   mma_m16n8k16<T>(d, a, b, c)          the same for T = __half or __nv_bfloat16
+//   multiply_add(a, b, c)                a * b + c, fused on a GPU
 #pragma once
 
 #include <cstddef>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <string_view>
 #include <tuple>
+#include <type_traits>
 #include <utility>
 
 #include "../registry.h"
@@ -31,6 +45,7 @@
 #define CNN_TARGET cuda
 #else
 #include "../emulator/cuda.h"
+#include "../emulator/tensor_core.h"
 #ifndef CNN_TARGET
 #define CNN_TARGET emulated
 #endif
@@ -145,6 +160,116 @@ __device__ __forceinline__ void arrive_named(int number, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(number), "r"(threads) : "memory");
 }
 
+template <int kMatrices>
+__device__ __forceinline__ void ldmatrix(unsigned (&matrices)[kMatrices], const void* row) {
+  static_assert(kMatrices == 1 || kMatrices == 2 || kMatrices == 4);
+  const auto address = static_cast<unsigned>(__cvta_generic_to_shared(row));
+  if constexpr (kMatrices == 1) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%0}, [%1];"
+                 : "=r"(matrices[0])
+                 : "r"(address)
+                 : "memory");
+  } else if constexpr (kMatrices == 2) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
+                 : "=r"(matrices[0]), "=r"(matrices[1])
+                 : "r"(address)
+                 : "memory");
+  } else {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(matrices[0]), "=r"(matrices[1]), "=r"(matrices[2]), "=r"(matrices[3])
+                 : "r"(address)
+                 : "memory");
+  }
+}
+
+template <int kMatrices>
+__device__ __forceinline__ void ldmatrix_transposed(unsigned (&matrices)[kMatrices],
+                                                    const void* row) {
+  static_assert(kMatrices == 1 || kMatrices == 2 || kMatrices == 4);
+  const auto address = static_cast<unsigned>(__cvta_generic_to_shared(row));
+  if constexpr (kMatrices == 1) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16 {%0}, [%1];"
+                 : "=r"(matrices[0])
+                 : "r"(address)
+                 : "memory");
+  } else if constexpr (kMatrices == 2) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
+                 : "=r"(matrices[0]), "=r"(matrices[1])
+                 : "r"(address)
+                 : "memory");
+  } else {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(matrices[0]), "=r"(matrices[1]), "=r"(matrices[2]), "=r"(matrices[3])
+                 : "r"(address)
+                 : "memory");
+  }
+}
+
+// Code for a GPU without the instruction is compiled too, and must not be run.
+#if __CUDA_ARCH__ >= 800
+
+__device__ __forceinline__ unsigned to_tf32(float value) {
+  unsigned bits;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
+  return bits;
+}
+
+__device__ __forceinline__ void mma_m16n8k8_tf32(float (&d)[4], const unsigned (&a)[4],
+                                                 const unsigned (&b)[2], const float (&c)[4]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, %12, %13};"
+      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(c[0]), "f"(c[1]),
+        "f"(c[2]), "f"(c[3]));
+}
+
+template <class T>
+__device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const unsigned (&a)[4],
+                                             const unsigned (&b)[2], const float (&c)[4]) {
+  if constexpr (std::is_same_v<T, __half>) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, %12, %13};"
+        : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(c[0]), "f"(c[1]),
+          "f"(c[2]), "f"(c[3]));
+  } else {
+    static_assert(std::is_same_v<T, __nv_bfloat16>);
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, %12, %13};"
+        : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(c[0]), "f"(c[1]),
+          "f"(c[2]), "f"(c[3]));
+  }
+}
+
+#else
+
+__device__ __forceinline__ unsigned to_tf32(float) {
+  __trap();
+  return 0;
+}
+
+__device__ __forceinline__ void mma_m16n8k8_tf32(float (&)[4], const unsigned (&)[4],
+                                                 const unsigned (&)[2], const float (&)[4]) {
+  __trap();
+}
+
+template <class T>
+__device__ __forceinline__ void mma_m16n8k16(float (&)[4], const unsigned (&)[4],
+                                             const unsigned (&)[2], const float (&)[4]) {
+  __trap();
+}
+
+#endif
+
+template <class T>
+__device__ __forceinline__ T multiply_add(T a, T b, T c) {
+  return fma(a, b, c);
+}
+
 }  // namespace cnnkernels::cuda
 
 #else
@@ -154,6 +279,15 @@ __device__ __forceinline__ void arrive_named(int number, int threads) {
 #define __host__
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
+#define __align__(bytes) __attribute__((aligned(bytes)))
+
+// Read by kernels alone; CUDA has it written from the host by cudaMemcpyToSymbol, which has no
+// like here.
+#define __constant__
+
+// <memory>, above, uses the same name within an attribute and must come first; so must any header
+// that does.
+#define __noinline__ __attribute__((noinline))
 
 #define SHARED_ARRAY(type, name, extents)                                                       \
   using name##_array = type extents;                                                            \
@@ -190,6 +324,13 @@ inline void sync_named(int number, int threads, SourceLine line = SourceLine::he
 inline void arrive_named(int number, int threads, SourceLine line = SourceLine::here()) {
   emulator::named_barrier(number, threads, false, line);
 }
+
+using emulator::ldmatrix;
+using emulator::ldmatrix_transposed;
+using emulator::mma_m16n8k16;
+using emulator::mma_m16n8k8_tf32;
+using emulator::multiply_add;
+using emulator::to_tf32;
 
 // Runs the kernel; returns when it is done. Throws std::runtime_error for all that CUDA forbids.
 template <auto Kernel, class... Args>

@@ -115,7 +115,10 @@ void commit_copies() { worker->commit_copies(); }
 void wait_copies(unsigned pending) { worker->wait_copies(pending); }
 
 void access(const void* address, std::size_t bytes, Access kind, SourceLine line) {
-  if (observer) observer->access(address, bytes, kind, observer->places().number(line));
+  if (observer == nullptr) return;
+  const auto here = reinterpret_cast<std::uintptr_t>(__builtin_return_address(0));
+  Places& places = observer->places();
+  observer->access(address, bytes, kind, line.line ? places.number(line) : places.number(here));
 }
 
 void count(Counter counter, unsigned amount) {

@@ -9,9 +9,6 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
-#include <functional>
-#include <map>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -19,6 +16,7 @@
 
 #include "../../csrc/emulator/emulator.h"
 #include "../../csrc/parallel.h"
+#include "checks.h"
 #include "kernels.h"
 
 namespace cnnkernels {
@@ -41,43 +39,7 @@ void parallel_ranges(int64_t count, int64_t grain, RangeFunction function, void*
 namespace emulated {
 namespace {
 
-// ---- Checks ----
-
-[[noreturn]] void report(int line, const std::string& what) {
-  throw std::logic_error("line " + std::to_string(line) + ": " + what);
-}
-
-void check(bool condition, const std::string& what, int line = __builtin_LINE()) {
-  if (!condition) report(line, what);
-}
-
-template <class T>
-void check_equal(const std::vector<T>& actual, const std::vector<T>& expected,
-                 int line = __builtin_LINE()) {
-  if (actual.size() != expected.size()) report(line, "sizes differ");
-  for (size_t i = 0; i < actual.size(); ++i) {
-    if (std::memcmp(&actual[i], &expected[i], sizeof(T)) == 0) continue;
-    report(line, "[" + std::to_string(i) + "] is " + std::to_string(actual[i]) + ", not " +
-                     std::to_string(expected[i]));
-  }
-}
-
-// The message of the runtime_error that body() throws holds all of `parts`.
-void check_error(const std::function<void()>& body, const std::vector<std::string>& parts,
-                 int line = __builtin_LINE()) {
-  std::string message;
-  try {
-    body();
-  } catch (const std::runtime_error& error) {
-    message = error.what();
-  }
-  if (message.empty()) report(line, "no error");
-  for (const std::string& part : parts) {
-    if (message.find(part) == std::string::npos) {
-      report(line, "no \"" + part + "\" in: " + message);
-    }
-  }
-}
+// ---- Values ----
 
 // Small integers, so that sums are exact in any order.
 std::vector<float> small_integers(size_t count) {
@@ -501,7 +463,7 @@ void time_matmul() {
   }
 }
 
-const std::map<std::string, void (*)()> kCases = {
+const RegisterCases kCases = {
     {"arguments_are_converted", arguments_are_converted},
     {"barrier_that_some_never_reach", barrier_that_some_never_reach},
     {"barriers_at_two_places", barriers_at_two_places},
@@ -539,7 +501,7 @@ const std::map<std::string, void (*)()> kCases = {
 int main(int argc, char** argv) {
   using namespace cnnkernels::emulated;
   if (argc < 2) {
-    for (const auto& [name, body] : kCases) std::printf("%s\n", name.c_str());
+    for (const auto& [name, body] : cases()) std::printf("%s\n", name.c_str());
     return 0;
   }
   const std::string name = argv[1];
@@ -548,7 +510,7 @@ int main(int argc, char** argv) {
     return 0;
   }
   try {
-    kCases.at(name)();
+    cases().at(name)();
   } catch (const std::exception& error) {
     std::fprintf(stderr, "%s: %s\n", name.c_str(), error.what());
     return 1;
