@@ -13,6 +13,7 @@
 
 #include "../parallel.h"
 #include "fiber.h"
+#include "sanitizer.h"
 
 namespace cnnkernels::emulator {
 
@@ -91,6 +92,7 @@ class Arena {
     arrays_.clear();
     static_bytes_ = 0;
     end_ = 0;
+    sanitizer::poison(memory_.get(), kCapacity);
     append_redzone();
     append({&kDynamic, dynamic_bytes});
   }
@@ -155,7 +157,8 @@ class Arena {
     return kRedzoneBytes[reinterpret_cast<std::uintptr_t>(at) % 2];
   }
 
-  static const std::byte* find_damage(const std::byte* begin, const std::byte* end) {
+  [[gnu::no_sanitize_address]] static const std::byte* find_damage(const std::byte* begin,
+                                                                   const std::byte* end) {
     for (const std::byte* at = begin; at != end; ++at) {
       if (*at != redzone_byte(at)) return at;
     }
@@ -171,7 +174,7 @@ class Arena {
     return std::string("before ") + after->key->name;
   }
 
-  void append_redzone() {
+  [[gnu::no_sanitize_address]] void append_redzone() {
     std::byte* begin = memory_.get() + end_;
     end_ = (end_ + kRedzone + kAlignment - 1) / kAlignment * kAlignment;
     for (std::byte* at = begin; at != memory_.get() + end_; ++at) {
@@ -182,6 +185,7 @@ class Arena {
   void* append(Placed array) {
     if (end_ + array.bytes + kRedzone + kAlignment > kCapacity) return nullptr;
     array.begin = memory_.get() + end_;
+    sanitizer::unpoison(array.begin, array.bytes);
     std::memset(array.begin, kUninitialised, array.bytes);
     end_ += array.bytes;
     append_redzone();
@@ -240,6 +244,7 @@ class Worker {
   void warp_rendezvous(const WarpOperation&, unsigned mask, void* payload);
   [[noreturn]] void fail(const Thread&, const std::string& what) const;
   const Thread& running() const { return *running_; }
+  sanitizer::Threads& sanitizer_threads() { return sanitizer_threads_; }
 
  private:
   static constexpr std::size_t kStackBytes = 256 << 10;
@@ -289,6 +294,7 @@ class Worker {
   std::vector<std::unique_ptr<Fiber>> fibers_;
   std::vector<Fiber*> free_fibers_;
   std::exception_ptr error_;
+  sanitizer::Threads sanitizer_threads_;
 };
 
 // The worker whose block runs on this OS thread.
@@ -349,9 +355,11 @@ void Worker::begin_block() {
   free_fibers_.clear();
   for (const auto& fiber : fibers_) free_fibers_.push_back(fiber.get());
   arena_.begin_block();
+  sanitizer_threads_.begin_block(count_);
 }
 
 void Worker::end_block() {
+  sanitizer_threads_.end_block(exited_ == count_);
   if (error_) std::rethrow_exception(error_);
   if (const std::string place = arena_.overrun(); !place.empty()) {
     throw std::runtime_error("kernel " + grid_->kernel + ", block " + text(blockIdx) +
@@ -394,13 +402,14 @@ void Worker::run_fiber() {
   try {
     do {
       run_next_thread();
-    } while (!has_ready() && has_unstarted());
-    if (!has_ready() && exited_ != count_) fail_deadlock();
+    } while (!has_ready() && has_unstarted() && sanitizer::kThreadsShareStacks);
+    if (!has_ready() && !has_unstarted() && exited_ != count_) fail_deadlock();
   } catch (...) {
     error_ = std::current_exception();
   }
-  if (error_ || !has_ready()) switch_to(scheduler_);
-  free_fibers_.push_back(fiber_);
+  if (error_ || exited_ == count_) switch_to(scheduler_);
+  if (sanitizer::kThreadsShareStacks) free_fibers_.push_back(fiber_);
+  if (!has_ready()) start_fiber();
   resume_ready();
 }
 
@@ -408,7 +417,10 @@ void Worker::run_next_thread() {
   running_ = &threads_[next_++];
   running_->fiber = fiber_;
   threadIdx = running_->index;
-  grid_->run_thread(grid_->arguments);
+  {
+    const sanitizer::KernelScope scope(sanitizer_threads_, index_of(*running_));
+    grid_->run_thread(grid_->arguments);
+  }
   exit_thread();
 }
 
@@ -447,6 +459,7 @@ void Worker::sync_block() {
   for (unsigned i = 0; i < count_; ++i) {
     if (&threads_[i] != running_) make_ready(threads_[i]);
   }
+  sanitizer_threads_.order_block();
 }
 
 std::string describe(const char* operation, unsigned mask) {
@@ -486,7 +499,8 @@ void Worker::warp_rendezvous(const WarpOperation& operation, unsigned mask, void
 
 // All lanes but the running one, which goes on by itself, become ready.
 void Worker::complete(Warp& warp, Rendezvous rendezvous) {
-  Thread* threads = &threads_[(&warp - warps_.data()) * kWarpSize];
+  const auto first = static_cast<unsigned>(&warp - warps_.data()) * kWarpSize;
+  Thread* threads = &threads_[first];
   void* payloads[kWarpSize];
   for (int lane = 0; lane < kWarpSize; ++lane) {
     if (!(rendezvous.lanes >> lane & 1)) continue;
@@ -494,6 +508,7 @@ void Worker::complete(Warp& warp, Rendezvous rendezvous) {
     if (&threads[lane] != running_) make_ready(threads[lane]);
   }
   rendezvous.operation->complete(rendezvous.lanes, payloads);
+  if (rendezvous.operation->orders_memory) sanitizer_threads_.order_warp(first, rendezvous.lanes);
 }
 
 // A lane has exited: those that wait for it go on without it or never will.
@@ -589,14 +604,26 @@ void set_architecture(int compute_capability) {
   architecture = find_architecture(compute_capability);
 }
 
-void* shared_array(const SharedArray& array) { return worker->shared_array(array); }
+void* shared_array(const SharedArray& array) {
+  const sanitizer::EmulatorScope scope(worker->sanitizer_threads());
+  return worker->shared_array(array);
+}
+
 void* dynamic_shared() { return worker->dynamic_shared(); }
-void sync_block(SourceLine) { worker->sync_block(); }
+
+void sync_block(SourceLine) {
+  const sanitizer::EmulatorScope scope(worker->sanitizer_threads());
+  worker->sync_block();
+}
 
 void warp_rendezvous(const WarpOperation& operation, unsigned mask, void* payload, SourceLine) {
+  const sanitizer::EmulatorScope scope(worker->sanitizer_threads());
   worker->warp_rendezvous(operation, mask, payload);
 }
 
-void fail(const std::string& what, SourceLine) { worker->fail(worker->running(), what); }
+void fail(const std::string& what, SourceLine) {
+  const sanitizer::EmulatorScope scope(worker->sanitizer_threads());
+  worker->fail(worker->running(), what);
+}
 
 }  // namespace cnnkernels::emulator

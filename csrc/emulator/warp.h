@@ -10,7 +10,8 @@
 
 namespace cnnkernels::emulator {
 
-inline constexpr WarpOperation kSyncWarp = {"__syncwarp", false, [](unsigned, void* const*) {}};
+inline constexpr WarpOperation kSyncWarp = {"__syncwarp", false, [](unsigned, void* const*) {},
+                                            true};
 
 struct ShufflePayload {
   std::uint64_t value;
