@@ -9,6 +9,7 @@ void Arena::begin_launch(std::size_t dynamic_bytes) {
   arrays_.clear();
   static_bytes_ = 0;
   end_ = 0;
+  sanitizer::poison(memory_.get(), kCapacity);
   append_redzone();
   append({&kDynamic, dynamic_bytes});
 }
@@ -62,7 +63,8 @@ std::byte Arena::redzone_byte(const std::byte* at) {
   return kRedzoneBytes[reinterpret_cast<std::uintptr_t>(at) % 2];
 }
 
-const std::byte* Arena::find_damage(const std::byte* begin, const std::byte* end) {
+[[gnu::no_sanitize_address]] const std::byte* Arena::find_damage(const std::byte* begin,
+                                                                 const std::byte* end) {
   for (const std::byte* at = begin; at != end; ++at) {
     if (*at != redzone_byte(at)) return at;
   }
@@ -78,7 +80,7 @@ std::string Arena::name_place(const std::byte* at, const Placed* before, const P
   return std::string("before ") + after->key->name;
 }
 
-void Arena::append_redzone() {
+[[gnu::no_sanitize_address]] void Arena::append_redzone() {
   std::byte* begin = memory_.get() + end_;
   end_ = (end_ + kRedzone + kAlignment - 1) / kAlignment * kAlignment;
   for (std::byte* at = begin; at != memory_.get() + end_; ++at) *at = redzone_byte(at);
@@ -87,6 +89,7 @@ void Arena::append_redzone() {
 void* Arena::append(Placed array) {
   if (end_ + array.bytes + kRedzone + kAlignment > kCapacity) return nullptr;
   array.begin = memory_.get() + end_;
+  sanitizer::unpoison(array.begin, array.bytes);
   std::memset(array.begin, kUninitialised, array.bytes);
   end_ += array.bytes;
   append_redzone();

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "emulator.h"
+#include "sanitizer.h"
 
 namespace cnnkernels::emulator {
 

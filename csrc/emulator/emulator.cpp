@@ -91,28 +91,40 @@ void observe(Observation what) {
 
 Observation observation() { return {checking, profiling}; }
 
-void* shared_array(const SharedArray& array) { return worker->shared_array(array); }
+void* shared_array(const SharedArray& array) {
+  const sanitizer::EmulatorScope scope(worker->sanitizer_threads());
+  return worker->shared_array(array);
+}
+
 void* dynamic_shared() { return worker->dynamic_shared(); }
 
 int sync_block(BlockSync kind, bool predicate, SourceLine line) {
+  const sanitizer::EmulatorScope scope(worker->sanitizer_threads());
   return worker->sync_block(kind, predicate, line);
 }
 
 void named_barrier(unsigned number, unsigned threads, bool wait, SourceLine line) {
+  const sanitizer::EmulatorScope scope(worker->sanitizer_threads());
   worker->named_barrier(number, threads, wait, line);
 }
 
 void warp_rendezvous(const WarpOperation& operation, unsigned mask, void* payload,
                      SourceLine line) {
+  const sanitizer::EmulatorScope scope(worker->sanitizer_threads());
   worker->warp_rendezvous(operation, mask, payload, line);
 }
 
 void copy_async(void* shared, const void* global, unsigned bytes, unsigned valid, SourceLine line) {
+  const sanitizer::EmulatorScope scope(worker->sanitizer_threads());
   worker->copy_async({shared, global, bytes, valid, 0}, line);
 }
 
 void commit_copies() { worker->commit_copies(); }
-void wait_copies(unsigned pending) { worker->wait_copies(pending); }
+
+void wait_copies(unsigned pending) {
+  const sanitizer::EmulatorScope scope(worker->sanitizer_threads());
+  worker->wait_copies(pending);
+}
 
 void access(const void* address, std::size_t bytes, Access kind, SourceLine line) {
   if (observer == nullptr) return;
@@ -125,6 +137,9 @@ void count(Counter counter, unsigned amount) {
   if (observer) observer->count(counter, amount);
 }
 
-void fail(const std::string& what, SourceLine line) { worker->fail(line, what); }
+void fail(const std::string& what, SourceLine line) {
+  const sanitizer::EmulatorScope scope(worker->sanitizer_threads());
+  worker->fail(line, what);
+}
 
 }  // namespace cnnkernels::emulator

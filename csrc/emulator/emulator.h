@@ -152,7 +152,9 @@ struct WarpOperation {
   const char* name;
   bool needs_every_lane;  // false: lanes that have exited, or never were, are not waited for
   void (*complete)(unsigned lanes, void* const* payloads);
-  bool orders_memory = false;  // what a lane wrote before, the others may read after
+  // What a lane did to memory before is visible to the others after it. CUDA promises that of
+  // __syncwarp; of shuffles and votes it says that they are no memory barriers.
+  bool orders_memory = false;
 };
 
 // Waits until all lanes of `mask` are here with the same operation and mask. The payload may lie

@@ -29,17 +29,30 @@ Fiber::Fiber(std::size_t stack_bytes, unsigned color) {
   mapping_ = static_cast<char*>(mapping);
   if (guard_pages.fetch_add(1) < kMaxGuardPages) mprotect(mapping_, page, PROT_NONE);
   top_ = mapping_ + mapping_bytes_ - (color % kColors) * kCacheLine;
+  stack_.place(mapping_ + page, static_cast<std::size_t>(top_ - mapping_) - page);
 }
 
 Fiber::~Fiber() {
   if (mapping_ == nullptr) return;
+  stack_.clear();
   guard_pages.fetch_sub(1);
   munmap(mapping_, mapping_bytes_);
 }
 
+void Fiber::reset(void (*entry)()) {
+  stack_.clear();
+  begin_with(stack_.announced(entry));
+}
+
+void Fiber::switch_between(Fiber& from, Fiber& to) {
+  sanitizer::Stack::leave(from.stack_, to.stack_);
+  jump(from, to);
+  from.stack_.arrive();
+}
+
 #ifdef CNNKERNELS_UCONTEXT
 
-void Fiber::reset(void (*entry)()) {
+void Fiber::begin_with(void (*entry)()) {
   getcontext(&context_);
   context_.uc_stack.ss_sp = mapping_;
   context_.uc_stack.ss_size = static_cast<std::size_t>(top_ - mapping_);
@@ -47,7 +60,7 @@ void Fiber::reset(void (*entry)()) {
   makecontext(&context_, entry, 0);
 }
 
-void Fiber::switch_between(Fiber& from, Fiber& to) { swapcontext(&from.context_, &to.context_); }
+void Fiber::jump(Fiber& from, Fiber& to) { swapcontext(&from.context_, &to.context_); }
 
 #else
 
@@ -125,7 +138,7 @@ cnnkernels_start_fiber:
 .size cnnkernels_start_fiber, .-cnnkernels_start_fiber
 )");
 
-void Fiber::reset(void (*entry)()) {
+void Fiber::begin_with(void (*entry)()) {
   constexpr int kRbx = 4;
   SavedFrame frame = {};
   asm volatile("stmxcsr %0\n\tfnstcw %1" : "=m"(frame.mxcsr), "=m"(frame.x87_control));
@@ -137,7 +150,7 @@ void Fiber::reset(void (*entry)()) {
   stack_pointer_ = saved;
 }
 
-void Fiber::switch_between(Fiber& from, Fiber& to) {
+void Fiber::jump(Fiber& from, Fiber& to) {
   cnnkernels_switch_stack(&from.stack_pointer_, to.stack_pointer_);
 }
 

@@ -4,6 +4,8 @@
 
 #include <cstddef>
 
+#include "sanitizer.h"
+
 #if !defined(__x86_64__) || defined(CNNKERNELS_UCONTEXT_FIBERS)
 #define CNNKERNELS_UCONTEXT
 #include <ucontext.h>
@@ -37,9 +39,13 @@ class Fiber {
   static void switch_between(Fiber& from, Fiber& to);
 
  private:
+  void begin_with(void (*entry)());
+  static void jump(Fiber& from, Fiber& to);
+
   char* mapping_ = nullptr;  // guard page, then the stack
   std::size_t mapping_bytes_ = 0;
   char* top_ = nullptr;
+  sanitizer::Stack stack_;
 #ifdef CNNKERNELS_UCONTEXT
   ucontext_t context_;
 #else

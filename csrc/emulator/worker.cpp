@@ -115,9 +115,11 @@ void Worker::begin_block() {
   free_fibers_.clear();
   for (const auto& fiber : fibers_) free_fibers_.push_back(fiber.get());
   arena_.begin_block();
+  sanitizer_threads_.begin_block(count_);
 }
 
 void Worker::end_block() {
+  sanitizer_threads_.end_block(exited_ == count_);
   if (error_) std::rethrow_exception(error_);
   if (const std::string place = arena_.overrun(); !place.empty()) {
     throw std::runtime_error("kernel " + grid_->kernel + ", block " + text(blockIdx) +
@@ -160,13 +162,14 @@ void Worker::run_fiber() {
   try {
     do {
       run_next_thread();
-    } while (!has_ready() && has_unstarted());
-    if (!has_ready() && exited_ != count_) fail_deadlock();
+    } while (!has_ready() && has_unstarted() && sanitizer::kThreadsShareStacks);
+    if (!has_ready() && !has_unstarted() && exited_ != count_) fail_deadlock();
   } catch (...) {
     error_ = std::current_exception();
   }
-  if (error_ || !has_ready()) switch_to(scheduler_);
-  free_fibers_.push_back(fiber_);
+  if (error_ || exited_ == count_) switch_to(scheduler_);
+  if (sanitizer::kThreadsShareStacks) free_fibers_.push_back(fiber_);
+  if (!has_ready()) start_fiber();
   resume_ready();
 }
 
@@ -175,7 +178,10 @@ void Worker::run_next_thread() {
   running_->fiber = fiber_;
   threadIdx = running_->index;
   if (observer_) observer_->begin_thread();
-  grid_->run_thread(grid_->arguments);
+  {
+    const sanitizer::KernelScope scope(sanitizer_threads_, index_of(*running_));
+    grid_->run_thread(grid_->arguments);
+  }
   exit_thread();
 }
 
@@ -270,6 +276,7 @@ Barrier& Worker::arrive(unsigned number, const char* name, unsigned expected, bo
   barrier.yes += predicate;
   barrier.lanes[warp] |= 1u << index % kWarpSize;
   if (waits) barrier.waiting[warp] |= 1u << index % kWarpSize;
+  sanitizer_threads_.arrive(number, index);
   if (observer_ && barrier.lanes[warp] == warps_[warp].lanes) observer_->arrive(number, warp);
   return barrier;
 }
@@ -290,6 +297,7 @@ void Worker::open(unsigned number) {
     thread.vote = static_cast<int>(barrier.yes);
     make_ready(thread);
   }
+  sanitizer_threads_.open(number, barrier.waiting);
   if (observer_) observer_->open(number, barrier);
   barrier.arrived = 0;
 }
@@ -336,9 +344,9 @@ void Worker::complete(Warp& warp, Rendezvous rendezvous) {
     if (&threads[lane] != running_) make_ready(threads[lane]);
   }
   rendezvous.operation->complete(rendezvous.lanes, payloads);
-  if (observer_ && rendezvous.operation->orders_memory) {
-    observer_->sync_warp(number, rendezvous.lanes);
-  }
+  if (!rendezvous.operation->orders_memory) return;
+  sanitizer_threads_.order_warp(number * kWarpSize, rendezvous.lanes);
+  if (observer_) observer_->sync_warp(number, rendezvous.lanes);
 }
 
 // A lane has exited: those that wait for it go on without it or never will.

@@ -13,6 +13,7 @@
 #include "arena.h"
 #include "emulator.h"
 #include "fiber.h"
+#include "sanitizer.h"
 
 namespace cnnkernels::emulator {
 
@@ -106,6 +107,7 @@ class Worker {
   const Arena& arena() const { return arena_; }
   const Fiber& fiber() const { return *fiber_; }
   const Grid& grid() const { return *grid_; }
+  sanitizer::Threads& sanitizer_threads() { return sanitizer_threads_; }
 
  private:
   static constexpr std::size_t kStackBytes = 256 << 10;
@@ -164,6 +166,7 @@ class Worker {
   std::vector<std::unique_ptr<Fiber>> fibers_;
   std::vector<Fiber*> free_fibers_;
   std::exception_ptr error_;
+  sanitizer::Threads sanitizer_threads_;
 };
 
 // The worker whose block runs on this OS thread.

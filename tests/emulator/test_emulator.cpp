@@ -373,9 +373,7 @@ void reuse_after_an_error() {
     }
     check(message == "thrown in a kernel", "the exception is lost");
     check(unwound == 1, "the thread that threw is not unwound");
-    std::vector<float> out(3);
     check_error([] { exit_before_barrier(2); }, {"__syncthreads"});
-    check_error([&] { touch_static(16, true, 1, out.data()); }, {"tile"});
     check_error([] { shuffle_with_mask(0x1ff, 32, 8, false); }, {"exits"});
     check_error([] { wait_apart(); }, {"__syncwarp"});
     warp_barrier_without_exited_lanes();
