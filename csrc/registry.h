@@ -7,10 +7,9 @@
 #include <vector>
 
 #include "problem.h"
+#include "stream.h"
 
 namespace cnnkernels {
-
-using Stream = void*;  // a cudaStream_t; null off CUDA
 
 // What fprop does to a sum before it is stored.
 struct Epilogue {

@@ -36,7 +36,7 @@
 #include <type_traits>
 #include <utility>
 
-#include "../registry.h"
+#include "../stream.h"
 
 #ifdef __CUDACC__
 #include <cuda_bf16.h>
