@@ -1,6 +1,6 @@
 // Threads for the CPU kernels and the emulator. Who provides them is decided at link time:
-// the extension hands on to torch's own pool (so torch.set_num_threads is obeyed), a
-// stand-alone program brings its own two functions.
+// the extension hands on to torch's own pool (threads.cpp, so torch.set_num_threads is obeyed), a
+// stand-alone program links standalone/threads.cpp or brings its own two functions.
 #pragma once
 
 #include <atomic>

@@ -12,7 +12,8 @@ from build_support.cuda import ToolkitError, find_nvcc
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "tests" / "emulator"
-EMULATOR = sorted((ROOT / "csrc" / "emulator").glob("*.cpp"))
+THREADS = ROOT / "csrc" / "standalone" / "threads.cpp"
+EMULATOR = [*sorted((ROOT / "csrc" / "emulator").glob("*.cpp")), THREADS]
 # Each *_cases.cpp includes the kernels that it tests; test_emulator.cpp has them beside it.
 TESTS = [*sorted(FOLDER.glob("*.cpp")), FOLDER / "kernels.cu"]
 KERNELS = sorted(FOLDER.glob("*.cu"))

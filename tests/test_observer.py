@@ -35,7 +35,10 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     compiler = os.environ.get("CXX", "g++").split()
     flags = ["-std=c++17", "-O2", "-pthread", "-Wall", "-Wno-unknown-pragmas"]
     objects, path = [folder / f"{kernels.stem}.o" for kernels in KERNELS], folder / "program"
-    emulator = sorted((ROOT / "csrc" / "emulator").glob("*.cpp"))
+    emulator = [
+        *sorted((ROOT / "csrc" / "emulator").glob("*.cpp")),
+        ROOT / "csrc" / "standalone" / "threads.cpp",
+    ]
     steps = [
         [*flags, *INSTRUMENTED_FLAGS, "-c", "-x", "c++", source, "-o", target]
         for source, target in zip(KERNELS, objects, strict=True)

@@ -15,28 +15,11 @@
 #include <vector>
 
 #include "../../csrc/emulator/emulator.h"
-#include "../../csrc/parallel.h"
+#include "../../csrc/standalone/threads.h"
 #include "checks.h"
 #include "kernels.h"
 
-namespace cnnkernels {
-
-int threads_used = 4;
-
-int thread_count() { return threads_used; }
-
-void parallel_ranges(int64_t count, int64_t grain, RangeFunction function, void* context) {
-  const int64_t most = (count + grain - 1) / grain;
-  const int64_t ranges = std::min<int64_t>(threads_used, most);
-  std::vector<std::thread> threads;
-  for (int64_t i = 1; i < ranges; ++i) {
-    threads.emplace_back(function, context, count * i / ranges, count * (i + 1) / ranges);
-  }
-  if (count > 0) function(context, 0, count / ranges);
-  for (std::thread& thread : threads) thread.join();
-}
-
-namespace emulated {
+namespace cnnkernels::emulated {
 namespace {
 
 // ---- Values ----
@@ -302,7 +285,7 @@ void write_beside_the_dynamic_buffer() {
 }
 
 void uninitialised_shared_memory_is_nan() {
-  threads_used = 1;  // all blocks in one arena, so that a write could live on
+  set_thread_count(1);  // all blocks in one arena, so that a write could live on
   for (Touch touch : {touch_static, touch_dynamic}) {
     for (int index = 0; index < 16; ++index) {
       std::vector<float> out(3, 0);
@@ -320,7 +303,7 @@ void write_shared_then_read(float* out) {
 }
 
 void shared_memory_does_not_outlive_its_block() {
-  threads_used = 1;
+  set_thread_count(1);
   std::vector<float> out(5, 0);
   launch<write_shared_then_read>(5, 1, sizeof(float), nullptr, out.data());
   check_equal(out, std::vector<float>(5, 1));
@@ -337,7 +320,7 @@ void same_bits_whatever_the_thread_count() {
   const std::vector<float> a = fractions(kN * kN), values = fractions(kBlocks * kThreads);
   std::vector<std::vector<float>> products, sums;
   for (int threads : {1, 2, 3, 7}) {
-    threads_used = threads;
+    set_thread_count(threads);
     products.emplace_back(kN * kN);
     multiply(a.data(), a.data(), products.back().data(), kN);
     sums.emplace_back(kBlocks);
@@ -415,7 +398,7 @@ void arguments_are_converted() {
 }
 
 void rounding_mode_is_the_callers() {
-  threads_used = 1;
+  set_thread_count(1);
   float three = 3;
   for (int mode : {FE_UPWARD, FE_DOWNWARD, FE_TONEAREST}) {
     std::fesetround(mode);
@@ -452,7 +435,7 @@ void time_matmul() {
   constexpr int kN = 256;
   const std::vector<float> a = small_integers(kN * kN);
   std::vector<float> product(kN * kN);
-  threads_used = 1;
+  set_thread_count(1);
   for (int i = 0; i < 5; ++i) {
     const auto begin = std::chrono::steady_clock::now();
     multiply(a.data(), a.data(), product.data(), kN);
@@ -493,8 +476,7 @@ const RegisterCases kCases = {
 };
 
 }  // namespace
-}  // namespace emulated
-}  // namespace cnnkernels
+}  // namespace cnnkernels::emulated
 
 int main(int argc, char** argv) {
   using namespace cnnkernels::emulated;
@@ -503,6 +485,7 @@ int main(int argc, char** argv) {
     return 0;
   }
   const std::string name = argv[1];
+  cnnkernels::set_thread_count(4);  // whatever the machine has
   if (name == "time") {
     time_matmul();
     return 0;

@@ -10,20 +10,11 @@
 #include <vector>
 
 #include "../../../csrc/emulator/profiler.h"
-#include "../../../csrc/parallel.h"
 #include "../checks.h"
 #include "counted.h"
 #include "planted.h"
 
-namespace cnnkernels {
-
-int thread_count() { return 1; }
-
-void parallel_ranges(int64_t count, int64_t, RangeFunction function, void* context) {
-  if (count > 0) function(context, 0, count);
-}
-
-namespace instrumented {
+namespace cnnkernels::instrumented {
 namespace {
 
 using emulated::check;
@@ -159,8 +150,7 @@ const emulated::RegisterCases kCases = {
 };
 
 }  // namespace
-}  // namespace instrumented
-}  // namespace cnnkernels
+}  // namespace cnnkernels::instrumented
 
 int main(int argc, char** argv) {
   using namespace cnnkernels;
