@@ -4,7 +4,7 @@
 
 #include "build_info.h"
 #include "cpu/isa.h"
-#include "emulator/profiler.h"
+#include "emulator/emulator.h"
 #include "registry.h"
 
 namespace cnnkernels {

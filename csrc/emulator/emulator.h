@@ -80,6 +80,12 @@ struct Observation {
 void observe(Observation);
 Observation observation();
 
+// The sums of the kernels that were profiled since the last clearing, in the order of their first
+// launches, as JSON: [{"kernel": "...", counter: number, ...}, ...]. For the counters see
+// profiler.h.
+void clear_counters();
+std::string counters_json();
+
 // A piece of global memory that kernels may use. While any is known to the calling thread, an
 // observed kernel that touches other memory is in error.
 struct Memory {

@@ -108,10 +108,7 @@ class Profiler {
   std::unordered_map<std::uintptr_t, Touched> touched_;
 };
 
-// The sums of the kernels that were profiled since the last clearing, in the order of their first
-// launches, as JSON: [{"kernel": "...", counter: number, ...}, ...].
+// Adds to what counters_json() tells.
 void add_counters(const std::string& kernel, const Counters&);
-void clear_counters();
-std::string counters_json();
 
 }  // namespace cnnkernels::emulator

@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "../../../csrc/emulator/profiler.h"
+#include "../../../csrc/emulator/emulator.h"
 #include "../checks.h"
 #include "counted.h"
 #include "planted.h"
