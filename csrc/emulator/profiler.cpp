@@ -84,15 +84,16 @@ void Profiler::access(Space space, std::uintptr_t address, std::size_t bytes, Ac
   if (space == Space::global) touch(address, bytes, kind);
   const unsigned thread = worker_.running_index(), lane = thread % kWarpSize;
   auto& requests = requests_[thread / kWarpSize];
-  const auto size = static_cast<std::uint32_t>(bytes);
-  Request& request = requests.try_emplace(mix(context(), place), Request{}).first->second;
+  // cp.async loads and stores at one place.
+  const std::uint64_t key = mix(mix(context(), place), space == Space::shared);
+  Request& request = requests.try_emplace(key, Request{}).first->second;
   // A lane that comes again while the key is the same makes another request.
   if (request.lanes >> lane & 1) account(std::exchange(request, {}));
   request.space = space;
   request.kind = kind;
-  request.bytes = size;
   request.lanes |= 1u << lane;
   request.addresses[lane] = address;
+  request.bytes[lane] = static_cast<std::uint32_t>(bytes);
 }
 
 void Profiler::account(const Request& request) {
@@ -102,15 +103,16 @@ void Profiler::account(const Request& request) {
                          ? (shared ? Count::shared_load : Count::global_load)
                          : (shared ? Count::shared_store : Count::global_store);
   ++counters_.at(kind, Part::requests);
-  counters_.at(kind, Part::bytes) +=
-      std::uint64_t{request.bytes} * __builtin_popcount(request.lanes);
-  // Lanes that shared memory serves together.
+  // Lanes that shared memory serves together; all of them access as many bytes there.
+  const std::uint32_t size = request.bytes[__builtin_ctz(request.lanes)];
   const unsigned group =
-      shared ? kWarpSize * kWordBytes / std::clamp(request.bytes, 4u, 16u) : unsigned{kWarpSize};
+      shared ? kWarpSize * kWordBytes / std::clamp(size, 4u, 16u) : unsigned{kWarpSize};
   std::vector<std::uintptr_t> units;
   for (unsigned lane = 0; lane < kWarpSize; ++lane) {
     if (request.lanes >> lane & 1) {
-      add_units(request.addresses[lane], request.bytes, shared ? kWordBytes : kSectorBytes, units);
+      const std::uint32_t bytes = request.bytes[lane];
+      counters_.at(kind, Part::bytes) += bytes;
+      add_units(request.addresses[lane], bytes, shared ? kWordBytes : kSectorBytes, units);
     }
     if ((lane + 1) % group != 0 || units.empty()) continue;
     counters_.at(kind, Part::units) += shared ? wavefronts(units) : distinct(units);

@@ -87,9 +87,9 @@ class Profiler {
   struct Request {
     Space space;
     Access kind;
-    std::uint32_t bytes;
     std::uint32_t lanes = 0;
     std::array<std::uintptr_t, kWarpSize> addresses;
+    std::array<std::uint32_t, kWarpSize> bytes;  // cp.async reads fewer at an edge
   };
   struct Touched {
     std::bitset<1024> read, written;

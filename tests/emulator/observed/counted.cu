@@ -23,6 +23,15 @@ __global__ void loops(const float* in, float* out) {
   out[threadIdx.x] = sum;
 }
 
+__global__ void copies(const float* in, float* out) {
+  SHARED_ARRAY(float, tile, [4 * 32]);
+  const int first = 4 * threadIdx.x;
+  copy_async<16>(&tile[first], in + first, threadIdx.x == 31 ? 4 : 16);
+  commit_copies();
+  wait_copies<0>();
+  out[threadIdx.x] = tile[first];
+}
+
 __global__ void barriers() {
   for (int i = 0; i < 3; ++i) __syncthreads();
 }
@@ -43,6 +52,8 @@ void read_global_strided(int stride, const float* in, float* out) {
 }
 
 void read_in_loops(const float* in, float* out) { launch<loops>(1, 32, 0, nullptr, in, out); }
+
+void copy_all_but_three(const float* in, float* out) { launch<copies>(1, 32, 0, nullptr, in, out); }
 
 void meet_thrice() { launch<barriers>(2, 64, 0, nullptr); }
 

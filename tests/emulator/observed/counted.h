@@ -15,6 +15,10 @@ void read_global_strided(int stride, const float* in, float* out);
 // out[lane] = the sum over i < 2 of in[0 .. lane % 4], in an inner loop that lanes leave apart.
 void read_in_loops(const float* in, float* out);
 
+// Lanes copy 4 elements each to shared memory by one cp.async, the last of them but one element and
+// zeros; out[lane] = in[4 * lane].
+void copy_all_but_three(const float* in, float* out);
+
 // 2 * lane threads meet at 3 barriers.
 void meet_thrice();
 

@@ -138,11 +138,25 @@ void lanes_meet_again_after_a_loop() {
                {"\"global_load_requests\": 8, \"global_load_bytes\": 640,", "\"bytes_read\": 32,"});
 }
 
+// One request each to global and to shared memory: 125 of 128 floats from 16 sectors, and 4 quarter
+// warps that fill all banks.
+void asynchronous_copies() {
+  alignas(32) const float in[4 * 32] = {};
+  std::vector<float> out(32);
+  check_counts([&] { copy_all_but_three(in, out.data()); },
+               {"\"bytes_read\": 500,",
+                "\"global_load_requests\": 1, \"global_load_bytes\": 500, "
+                "\"global_load_units\": 16,",
+                "\"shared_store_requests\": 1, \"shared_store_bytes\": 512, "
+                "\"shared_store_units\": 4, \"shared_store_ideal\": 4"});
+}
+
 void barriers_of_blocks() {
   check_counts([] { meet_thrice(); }, {"\"blocks\": 2, \"threads\": 128, \"barriers\": 6,"});
 }
 
 const emulated::RegisterCases kCases = {
+    {"asynchronous_copies", asynchronous_copies},
     {"bank_conflicts", bank_conflicts},
     {"barriers_of_blocks", barriers_of_blocks},
     {"lanes_meet_again_after_a_loop", lanes_meet_again_after_a_loop},
