@@ -23,8 +23,9 @@ std::string text(uint3 v) {
 
 namespace {
 
+// "" where it is not known.
 std::string text(SourceLine line) {
-  return std::string(line.file) + ":" + std::to_string(line.line);
+  return line.line == 0 ? "" : std::string(line.file) + ":" + std::to_string(line.line);
 }
 
 bool same(SourceLine a, SourceLine b) {

@@ -33,7 +33,7 @@ void check_copy(const std::string& name) {
                 {"copy_vectors", name, "block (0,0,0)", "thread (5,0,0)",
                  "misaligned read of " + size + " bytes", "no multiple of " + size});
     check_error([&] { copy(0, offset); },
-                {"copy_vectors", name, "thread (5,0,0)", "misaligned write of " + size + " bytes"});
+                {"copy_vectors", name, "thread (5,0,0): a misaligned write of " + size + " bytes"});
   }
   copy(sizeof(Vector), sizeof(Vector));
 }
