@@ -10,7 +10,9 @@
 #include <utility>
 #include <vector>
 
-namespace cnnkernels::emulated {
+#include "../../csrc/cuda/device.h"
+
+namespace cnnkernels::CNN_TARGET {
 
 [[noreturn]] inline void report(int line, const std::string& what) {
   throw std::logic_error("line " + std::to_string(line) + ": " + what);
@@ -31,9 +33,13 @@ void check_equal(const std::vector<T>& actual, const std::vector<T>& expected,
   }
 }
 
-// The message of the runtime_error that body() throws holds all of `parts`.
+// The message of the runtime_error that body() throws holds all of `parts`. Only the emulator finds
+// such errors: a GPU may do anything.
 inline void check_error(const std::function<void()>& body, const std::vector<std::string>& parts,
                         int line = __builtin_LINE()) {
+#ifdef __CUDACC__
+  return;
+#endif
   std::string message;
   try {
     body();
@@ -60,4 +66,4 @@ struct RegisterCases {
   }
 };
 
-}  // namespace cnnkernels::emulated
+}  // namespace cnnkernels::CNN_TARGET

@@ -8,7 +8,7 @@
 #include "checks.h"
 #include "half.cu"
 
-namespace cnnkernels::emulated {
+namespace cnnkernels::CNN_TARGET {
 namespace {
 
 using Wide = unsigned __int128;
@@ -531,4 +531,4 @@ const RegisterCases kCases = {
 };
 
 }  // namespace
-}  // namespace cnnkernels::emulated
+}  // namespace cnnkernels::CNN_TARGET

@@ -26,9 +26,6 @@ void parallel_ranges(int64_t count, int64_t, RangeFunction function, void* conte
 namespace instrumented {
 namespace {
 
-using emulated::check;
-using emulated::check_equal;
-using emulated::check_error;
 using Kernel = void (*)(int blocks, const float* in, float* out);
 
 // Numbers 1, 2, ..., between elements that no kernel may touch.
@@ -87,7 +84,7 @@ void check_counts(const std::function<void()>& body, const std::vector<std::stri
   emulator::observe({false, false});
   const std::string json = emulator::counters_json();
   for (const std::string& count : counts) {
-    if (json.find(count) == std::string::npos) emulated::report(line, count + " not in " + json);
+    if (json.find(count) == std::string::npos) report(line, count + " not in " + json);
   }
 }
 
@@ -151,7 +148,7 @@ void barriers_of_blocks() {
   check_counts([] { meet_thrice(); }, {"\"blocks\": 2, \"threads\": 128, \"barriers\": 6,"});
 }
 
-const emulated::RegisterCases kCases = {
+const RegisterCases kCases = {
     {"bank_conflicts", bank_conflicts},
     {"barriers_of_blocks", barriers_of_blocks},
     {"lanes_meet_again_after_a_loop", lanes_meet_again_after_a_loop},
@@ -164,8 +161,8 @@ const emulated::RegisterCases kCases = {
 
 int main(int argc, char** argv) {
   using namespace cnnkernels;
-  std::map<std::string, std::function<void()>> all(emulated::cases().begin(),
-                                                   emulated::cases().end());
+  std::map<std::string, std::function<void()>> all(instrumented::cases().begin(),
+                                                   instrumented::cases().end());
   for (const auto& planted : instrumented::planted()) {
     all[planted.name] = [planted] { instrumented::run_planted(planted); };
   }
