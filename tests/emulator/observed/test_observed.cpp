@@ -160,21 +160,7 @@ const RegisterCases kCases = {
 }  // namespace cnnkernels
 
 int main(int argc, char** argv) {
-  using namespace cnnkernels;
-  std::map<std::string, std::function<void()>> all(instrumented::cases().begin(),
-                                                   instrumented::cases().end());
-  for (const auto& planted : instrumented::planted()) {
-    all[planted.name] = [planted] { instrumented::run_planted(planted); };
-  }
-  if (argc < 2) {
-    for (const auto& [name, body] : all) std::printf("%s\n", name.c_str());
-    return 0;
-  }
-  try {
-    all.at(argv[1])();
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "%s: %s\n", argv[1], error.what());
-    return 1;
-  }
-  return 0;
+  using namespace cnnkernels::instrumented;
+  for (const Planted& bug : planted()) cases()[bug.name] = [bug] { run_planted(bug); };
+  return run_cases(argc, argv);
 }
