@@ -217,13 +217,13 @@ def test_groups_with_cuda_on_x86(tree):
     assert groups["torch"] == ["csrc/ops.cpp"]
     assert groups["cpu"] == ["csrc/cpu/registry.cpp"]
     assert groups["emulator"] == ["csrc/emulator/fiber.cpp"]
-    assert groups["emulated"] == groups["cuda"] == ["csrc/cuda/pool.cu"]
+    assert groups["emulated"] == groups["instrumented"] == groups["cuda"] == ["csrc/cuda/pool.cu"]
     assert groups["portable"] == groups["avx2"] == groups["avx512"] == ["csrc/cpu/pool.cpp"]
 
 
 def test_groups_without_cuda_elsewhere(tree):
     groups = compiled(tree, library.Config("g++", CPU_TORCH, machine="aarch64"))
-    assert list(groups) == ["torch", "cpu", "emulator", "emulated", "portable"]
+    assert list(groups) == ["torch", "cpu", "emulator", "emulated", "instrumented", "portable"]
 
 
 def test_only_bindings_see_torch(tree):
@@ -248,7 +248,7 @@ def test_nvccs_pragmas_are_unknown_only_where_gcc_reads_its_sources(tree):
         for group in library.groups(tree, config)
         if "-Wno-unknown-pragmas" in group.flags
     ]
-    assert lenient == ["emulated"]
+    assert lenient == ["emulated", "instrumented"]
 
 
 def test_nvcc_uses_the_chosen_host_compiler():
@@ -285,6 +285,7 @@ def test_rebuilds_only_what_changed(tree):
         f"{folder}/torch/ops.o",
         f"{folder}/cpu/cpu/registry.o",
         f"{folder}/emulated/cuda/pool.o",
+        f"{folder}/instrumented/cuda/pool.o",
     }
     rest = {f"{folder}/portable/cpu/pool.o", f"{folder}/emulator/emulator/fiber.o"}
     assert ninja(tree, config) == of_header | rest

@@ -20,7 +20,7 @@ KERNELS = sorted(FOLDER.glob("*.cu"))
 CASES = sorted(
     case
     for path in FOLDER.glob("*.cpp")
-    for case in re.findall(r'^    \{"(\w+)", \1\},$', path.read_text(), re.MULTILINE)
+    for case in re.findall(r'\{"(\w+)", \1\}', path.read_text())
 )
 
 # How fibers switch: by assembly on x86-64, by ucontext elsewhere or where asked for.

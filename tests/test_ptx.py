@@ -7,8 +7,11 @@ Needs nvcc, and ptxsim in the folder that CNNKERNELS_PTXSIM names.
 import itertools
 import math
 import os
+import re
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import test_conv2d
@@ -34,16 +37,22 @@ FORMATS = ["contiguous", "channels_last", "sliced"]
 
 
 @pytest.fixture(scope="session")
-def interpreted_gpu() -> Iterator[Gpu]:
+def built() -> Path:
+    """The folder with the launchers and the program of the cases."""
     simulator = ROOT / os.environ.get("CNNKERNELS_PTXSIM", "../shared/tools/ptxsim")
     if not (simulator / "Makefile").is_file():
         pytest.skip(f"no ptxsim at {simulator}; CNNKERNELS_PTXSIM tells where it is")
     toolkit, line = choose_toolkit(os.environ)
     if toolkit is None:
         pytest.skip(line)
+    return build(simulator, toolkit)
+
+
+@pytest.fixture(scope="session")
+def interpreted_gpu(built: Path) -> Iterator[Gpu]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PTXSIM_DEVICE", "a100")  # the limits of sm_80
-        gpu = Gpu(build(simulator, toolkit))
+        gpu = Gpu(built / "launchers.so")
         for option in OPTIONS.items():
             gpu.set_option(*option)
         yield gpu
@@ -463,6 +472,36 @@ def test_kernels_of_the_emulators_tests(gpu, function, arguments):
     for argument, tensor in zip(arguments, passed, strict=True):
         if isinstance(argument, Result):
             assert_equal(gpu.read(tensor), argument.expected, function)
+
+
+# ---------------------------------------------------------------- what kernels may use
+
+CASES = [
+    case
+    for path in sorted(ROOT.glob("tests/emulator/*_cases.cpp"))
+    for case in re.findall(r'\{"(\w+)", \1\}', path.read_text())
+]
+DISAGREES = {
+    "bfloat16_fused_multiply_add": "ptxsim rounds fma.rn.bf16's sum to double before bfloat16"
+}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=pytest.mark.xfail(reason=DISAGREES[case], strict=True))
+        if case in DISAGREES
+        else case
+        for case in CASES
+    ],
+)
+def test_cases_of_the_emulators_tests(built: Path, case: str) -> None:
+    """What holds of the emulator holds of nvcc's code: mma, ldmatrix, cp.async, votes, atomics."""
+    # The cases' memory is the host's, of which ptxsim knows nothing.
+    environ = os.environ | {"PTXSIM_DEVICE": "a100", "PTXSIM_STRICT": "0"}
+    command = [built / "cases", case]
+    result = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
 
 
 # ---------------------------------------------------------------- faults are found

@@ -14,17 +14,18 @@
 //   sync_named(number, threads);            barriers 1 to 15, for some whole warps of the block;
 //   arrive_named(number, threads);          to arrive is not to wait
 //
-// and instructions for which CUDA C++ has no function of its own. Fragments are laid out over the
-// lanes of a warp as the PTX ISA says, in words and pictures; in formulas, see
-// emulator/tensor_core.h. All lanes of the warp take part. From sm_80 on, but ldmatrix:
+// and instructions for which CUDA C++ has no function of its own:
 //
-//   ldmatrix(matrices, row)              unsigned matrices[1, 2 or 4]: as many 8x8 matrices of
-//   ldmatrix_transposed(matrices, row)   16-bit elements from shared memory; lane 8 * i + j gives
-//                                        the address of row j of matrix i, a multiple of 16
-//   to_tf32(x)                           unsigned: the float x, rounded to tf32's 11 digits
-//   mma_m16n8k8_tf32(d, a, b, c)         float d[4] = unsigned a[4] * unsigned b[2] + float c[4]
-//   mma_m16n8k16<T>(d, a, b, c)          the same for T = __half or __nv_bfloat16
-//   multiply_add(a, b, c)                a * b + c, fused on a GPU
+//   multiply_add(a, b, c)            a * b + c, rounded once on a GPU
+//   ldmatrix(matrices, row)          unsigned matrices[1, 2 or 4]: so many 8x8 matrices of 16-bit
+//   ldmatrix_transposed(...)         elements of shared memory; lane 8 * i + j gives the address
+//                                    of row j of matrix i, a multiple of 16
+//   to_tf32(x)                       unsigned: the float x rounded to tf32
+//   mma_m16n8k8_tf32(d, a, b, c)     float d[4] = unsigned a[4] * unsigned b[2] + float c[4]
+//   mma_m16n8k16<T>(d, a, b, c)      the same for T = __half or __nv_bfloat16
+//
+// ldmatrix and mma want all lanes of a warp; emulator/tensor_core.h tells which lane holds what.
+// tf32 and mma begin with sm_80.
 #pragma once
 
 #include <cstddef>

@@ -98,6 +98,11 @@ void* shared_array(const SharedArray& array) {
 
 void* dynamic_shared() { return worker->dynamic_shared(); }
 
+void check_shared(const char* operation, const void* address, std::size_t bytes, SourceLine line) {
+  if (!worker->arena().name(address, bytes).empty()) return;
+  fail(std::string(operation) + " of an address outside of the shared arrays", line);
+}
+
 int sync_block(BlockSync kind, bool predicate, SourceLine line) {
   const sanitizer::EmulatorScope scope(worker->sanitizer_threads());
   return worker->sync_block(kind, predicate, line);
@@ -138,6 +143,8 @@ void count(Counter counter, unsigned amount) {
 }
 
 void fail(const std::string& what, SourceLine line) {
+  // Host code may use what kernels use, vectors for example.
+  if (worker == nullptr) throw std::runtime_error(what);
   const sanitizer::EmulatorScope scope(worker->sanitizer_threads());
   worker->fail(line, what);
 }

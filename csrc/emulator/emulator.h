@@ -140,6 +140,9 @@ struct SharedArray {
 void* shared_array(const SharedArray&);
 void* dynamic_shared();
 
+// For operations on shared memory alone: fails unless all these bytes lie in one shared array.
+void check_shared(const char* operation, const void* address, std::size_t bytes, SourceLine);
+
 // ---- Waiting for each other ----
 
 // __syncthreads and its siblings, which tell how many threads have a predicate, whether all have,

@@ -76,7 +76,10 @@ inline constexpr WarpOperation kLdmatrix = {kTransposed ? "ldmatrix.trans" : "ld
 template <bool kTransposed, int kMatrices>
 void load_matrices(unsigned (&matrices)[kMatrices], const void* row, SourceLine line) {
   static_assert(kMatrices == 1 || kMatrices == 2 || kMatrices == 4);
-  if (lane_index() < 8 * kMatrices) touch<16>(row, Access::read, line);
+  if (lane_index() < 8 * kMatrices) {
+    check_shared("ldmatrix", row, 16, line);
+    touch<16>(row, Access::read, line);
+  }
   LdmatrixPayload payload = {static_cast<const char*>(row), matrices};
   warp_rendezvous(kLdmatrix<kMatrices, kTransposed>, kWholeWarp, &payload, line);
 }

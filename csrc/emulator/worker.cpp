@@ -44,6 +44,21 @@ constexpr const char* kBlockSyncs[] = {"__syncthreads", "__syncthreads_count", "
 
 }  // namespace
 
+// The scope in which a worker runs blocks on this OS thread.
+class Worker::Running {
+ public:
+  Running(Worker* by, Observer* observed_by) {
+    worker = by;
+    observer = by->observer_ = observed_by;
+  }
+  ~Running() {
+    observer = worker->observer_ = nullptr;
+    worker = nullptr;
+  }
+  Running(const Running&) = delete;
+  Running& operator=(const Running&) = delete;
+};
+
 Worker& Worker::of_this_thread() {
   // On the heap: a library that is loaded late has little room for thread-local data.
   static thread_local const auto instance = std::make_unique<Worker>();
@@ -51,24 +66,18 @@ Worker& Worker::of_this_thread() {
 }
 
 void Worker::run(const Grid& grid, std::int64_t begin, std::int64_t end) {
+  const Running running(this, nullptr);
   begin_launch(grid);
   for (std::int64_t block = begin; block < end; ++block) run_block(block);
 }
 
 void Worker::run_observed(const Grid& grid, const std::vector<std::int64_t>& blocks, Observer& by) {
-  const struct Observed {
-    explicit Observed(Worker* worker, Observer* by) : worker(worker) {
-      observer = worker->observer_ = by;
-    }
-    ~Observed() { observer = worker->observer_ = nullptr; }
-    Worker* worker;
-  } observed(this, &by);
+  const Running running(this, &by);
   begin_launch(grid);
   for (std::int64_t block : blocks) run_block(block);
 }
 
 void Worker::begin_launch(const Grid& grid) {
-  worker = this;
   grid_ = &grid;
   gridDim = grid.grid;
   blockDim = grid.block;
@@ -403,9 +412,7 @@ void Worker::copy_async(const AsyncCopy& copy, SourceLine line) {
   }
   if (misaligned(copy.shared)) fail(line, "cp.async to a misaligned address in shared memory");
   if (misaligned(copy.global)) fail(line, "cp.async from a misaligned address");
-  if (arena_.name(copy.shared, copy.bytes).empty()) {
-    fail(line, "cp.async to an address outside of the shared arrays");
-  }
+  check_shared("cp.async", copy.shared, copy.bytes, line);
   if (copy.valid > copy.bytes) {
     fail(line, "cp.async of " + std::to_string(copy.bytes) + " bytes reads " +
                    std::to_string(copy.valid));

@@ -112,6 +112,7 @@ class Worker {
  private:
   static constexpr std::size_t kStackBytes = 256 << 10;
 
+  class Running;
   void begin_launch(const Grid&);
   void run_block(std::int64_t linear);
   void begin_block();
@@ -169,7 +170,7 @@ class Worker {
   sanitizer::Threads sanitizer_threads_;
 };
 
-// The worker whose block runs on this OS thread.
+// The worker whose block runs on this OS thread, or null.
 extern __thread Worker* worker;
 
 // What observes it, or null.

@@ -5,7 +5,7 @@
 namespace cnnkernels::CNN_TARGET {
 
 template <class T>
-__device__ T of_bits(unsigned short bits) {
+__host__ __device__ T of_bits(unsigned short bits) {
   if constexpr (std::is_same_v<T, __half>)
     return __ushort_as_half(bits);
   else

@@ -5,10 +5,11 @@
 #include <limits>
 #include <random>
 
+#include "../../csrc/float16.h"
 #include "checks.h"
 #include "half.cu"
 
-namespace cnnkernels::emulated {
+namespace cnnkernels::CNN_TARGET {
 namespace {
 
 using Wide = unsigned __int128;
@@ -489,8 +490,8 @@ void check_pairs() {
   const size_t count = in.a.size();
   std::vector<Pair> a(count), b(count);
   for (size_t i = 0; i < count; ++i) {
-    a[i] = {of_bits<T>(in.a[i]), of_bits<T>(in.c[i])};
-    b[i] = {of_bits<T>(in.b[i]), of_bits<T>(in.a[i])};
+    a[i] = Pair(of_bits<T>(in.a[i]), of_bits<T>(in.c[i]));
+    b[i] = Pair(of_bits<T>(in.b[i]), of_bits<T>(in.a[i]));
   }
   std::vector<int> wrong(count, -1);
   launch_elements<combine_pairs<Pair>>(count, a.data(), b.data(), wrong.data());
@@ -531,4 +532,4 @@ const RegisterCases kCases = {
 };
 
 }  // namespace
-}  // namespace cnnkernels::emulated
+}  // namespace cnnkernels::CNN_TARGET

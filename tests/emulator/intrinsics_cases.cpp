@@ -5,7 +5,7 @@
 #include "checks.h"
 #include "intrinsics.cu"
 
-namespace cnnkernels::emulated {
+namespace cnnkernels::CNN_TARGET {
 namespace {
 
 const std::vector<int> kIntegers = {0,
@@ -120,4 +120,4 @@ const RegisterCases kCases = {
 };
 
 }  // namespace
-}  // namespace cnnkernels::emulated
+}  // namespace cnnkernels::CNN_TARGET

@@ -7,7 +7,7 @@
 #include "checks.h"
 #include "memory.cu"
 
-namespace cnnkernels::emulated {
+namespace cnnkernels::CNN_TARGET {
 namespace {
 
 // ---- Vectors ----
@@ -251,4 +251,4 @@ const RegisterCases kCases = {
 };
 
 }  // namespace
-}  // namespace cnnkernels::emulated
+}  // namespace cnnkernels::CNN_TARGET

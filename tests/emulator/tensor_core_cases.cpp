@@ -8,7 +8,7 @@
 #include "checks.h"
 #include "tensor_core.cu"
 
-namespace cnnkernels::emulated {
+namespace cnnkernels::CNN_TARGET {
 namespace {
 
 // ---- ldmatrix ----
@@ -285,4 +285,4 @@ const RegisterCases kCases = {
 };
 
 }  // namespace
-}  // namespace cnnkernels::emulated
+}  // namespace cnnkernels::CNN_TARGET

@@ -480,21 +480,10 @@ const RegisterCases kCases = {
 
 int main(int argc, char** argv) {
   using namespace cnnkernels::emulated;
-  if (argc < 2) {
-    for (const auto& [name, body] : cases()) std::printf("%s\n", name.c_str());
-    return 0;
-  }
-  const std::string name = argv[1];
   cnnkernels::set_thread_count(4);  // whatever the machine has
-  if (name == "time") {
+  if (argc > 1 && std::string(argv[1]) == "time") {
     time_matmul();
     return 0;
   }
-  try {
-    cases().at(name)();
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "%s: %s\n", name.c_str(), error.what());
-    return 1;
-  }
-  return 0;
+  return run_cases(argc, argv);
 }

@@ -7,7 +7,7 @@
 #include "checks.h"
 #include "warp.cu"
 
-namespace cnnkernels::emulated {
+namespace cnnkernels::CNN_TARGET {
 namespace {
 
 const std::vector<unsigned> kMasks = {kFullWarp,   0x1u,        0x80000000u,
@@ -198,4 +198,4 @@ const RegisterCases kCases = {
 };
 
 }  // namespace
-}  // namespace cnnkernels::emulated
+}  // namespace cnnkernels::CNN_TARGET

@@ -1,4 +1,8 @@
-"""Compiles the CUDA kernels to PTX and links their launchers with ptxsim, which interprets it."""
+"""Compiles the CUDA kernels to PTX and links their launchers with ptxsim, which interprets it.
+
+Beside the launchers, a library, a program is built of the cases of tests/emulator: they tell what
+kernels may use, of the emulator and of the PTX alike.
+"""
 
 import os
 import subprocess
@@ -21,16 +25,23 @@ NVCC_FLAGS = [
 # whose functions, found first, would otherwise be the ones that are called.
 LINK_FLAGS = ["-Wl,-Bsymbolic", "-Wl,-z,defs", "-ldl"]
 
+PROGRAM_RULE = """
+rule program
+  command = {cxx} -pthread $in -o $out -Wl,-rpath,'$$ORIGIN/ptxsim'
+  description = link $out
+
+"""
+
 
 def build(simulator: Path, toolkit: Toolkit) -> Path:
-    """Brings the library up to date and returns its path."""
+    """Brings launchers.so and the program `cases` up to date and returns their folder."""
     cxx = os.environ.get("CXX", "g++")
     jobs = library.choose_jobs(os.environ, len(os.sched_getaffinity(0)), library.free_memory())
     runtime = build_runtime(simulator, toolkit, cxx, jobs)
     build_file = FOLDER / "build.ninja"
     library.write_if_changed(ROOT / build_file, ninja_text(toolkit, cxx, runtime))
     run([library.find_ninja(), "-f", build_file, "-j", jobs])
-    return ROOT / FOLDER / "launchers.so"
+    return ROOT / FOLDER
 
 
 def build_runtime(simulator: Path, toolkit: Toolkit, cxx: str, jobs: int) -> list[Path]:
@@ -42,17 +53,25 @@ def build_runtime(simulator: Path, toolkit: Toolkit, cxx: str, jobs: int) -> lis
 
 
 def ninja_text(toolkit: Toolkit, cxx: str, runtime: list[Path]) -> str:
-    patterns = ("csrc/cuda/*.cu", "tests/emulator/*.cu", "tests/ptx/*.cu")
-    sources = [
-        path.relative_to(ROOT) for pattern in patterns for path in sorted(ROOT.glob(pattern))
-    ]
     text = library.RULES.format(folder=FOLDER, cxx=cxx, nvcc=toolkit.nvcc)
+    text += PROGRAM_RULE.format(cxx=cxx)
+
+    def compile_all(*patterns: str) -> list[str]:
+        nonlocal text
+        objects = []
+        for source in sorted(path for pattern in patterns for path in ROOT.glob(pattern)):
+            objects.append(str(FOLDER / source.relative_to(ROOT).with_suffix(".o")))
+            text += f"build {objects[-1]}: nvcc {source.relative_to(ROOT)}\n"
+            text += f"  flags = -x cu {' '.join(NVCC_FLAGS)}\n"
+        return objects
+
+    cases = compile_all("tests/emulator/*_cases.cpp", "tests/ptx/cases.cpp")
     # The runtime first: its variables must exist before the launchers register their kernels.
-    objects = list(map(str, runtime))
-    for source in sources:
-        objects.append(str(FOLDER / source.with_suffix(".o")))
-        text += f"build {objects[-1]}: nvcc {source}\n  flags = {' '.join(NVCC_FLAGS)}\n"
-    text += f"build {FOLDER / 'launchers.so'}: link {' '.join(objects)}\n"
+    launchers = [*map(str, runtime)]
+    launchers += compile_all("csrc/cuda/*.cu", "tests/emulator/kernels.cu", "tests/ptx/*.cu")
+    stand_in = FOLDER / "ptxsim" / "libcudart.so.13"
+    text += f"build {FOLDER / 'cases'}: program {' '.join(cases)} {stand_in}\n"
+    text += f"build {FOLDER / 'launchers.so'}: link {' '.join(launchers)}\n"
     return text + f"  flags = {' '.join(LINK_FLAGS)}\n"
 
 

@@ -171,6 +171,16 @@ __global__ void copy_misaligned(const float* in, float* out) {
   out[global_index()] = tile[thread];
 }
 
+template <bool kRepaired>
+__global__ void copy_elsewhere(const float* in, float* out) {
+  SHARED_ARRAY(float, tile, [kPlantedThreads]);
+  const int i = global_index();
+  copy_async<4>(kRepaired ? &tile[threadIdx.x] : &out[i], in + i);
+  commit_copies();
+  wait_copies<0>();
+  if (kRepaired) out[i] = tile[threadIdx.x];
+}
+
 // ---- Blocks ----
 
 template <bool kRepaired>
@@ -270,6 +280,8 @@ std::vector<Planted> planted() {
        run<load_misaligned<false>>, run<load_misaligned<true>>},
       {"copy_misaligned", copy, "cp.async to a misaligned address in shared memory",
        run<copy_misaligned<false>>, run<copy_misaligned<true>>},
+      {"copy_elsewhere", copy, "cp.async of an address outside of the shared arrays",
+       run<copy_elsewhere<false>>, run<copy_elsewhere<true>>},
       {"write_of_two_blocks", copy,
        "writes out + 0 bytes, that another thread writes too: thread (0,0,0) of block (0,0,0)",
        run<write_of_two_blocks<false>>, run<write_of_two_blocks<true>>},

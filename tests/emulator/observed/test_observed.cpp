@@ -17,9 +17,6 @@
 namespace cnnkernels::instrumented {
 namespace {
 
-using emulated::check;
-using emulated::check_equal;
-using emulated::check_error;
 using Kernel = void (*)(int blocks, const float* in, float* out);
 
 // Numbers 1, 2, ..., between elements that no kernel may touch.
@@ -78,7 +75,7 @@ void check_counts(const std::function<void()>& body, const std::vector<std::stri
   emulator::observe({false, false});
   const std::string json = emulator::counters_json();
   for (const std::string& count : counts) {
-    if (json.find(count) == std::string::npos) emulated::report(line, count + " not in " + json);
+    if (json.find(count) == std::string::npos) report(line, count + " not in " + json);
   }
 }
 
@@ -155,7 +152,7 @@ void barriers_of_blocks() {
   check_counts([] { meet_thrice(); }, {"\"blocks\": 2, \"threads\": 128, \"barriers\": 6,"});
 }
 
-const emulated::RegisterCases kCases = {
+const RegisterCases kCases = {
     {"asynchronous_copies", asynchronous_copies},
     {"bank_conflicts", bank_conflicts},
     {"barriers_of_blocks", barriers_of_blocks},
@@ -167,21 +164,7 @@ const emulated::RegisterCases kCases = {
 }  // namespace cnnkernels::instrumented
 
 int main(int argc, char** argv) {
-  using namespace cnnkernels;
-  std::map<std::string, std::function<void()>> all(emulated::cases().begin(),
-                                                   emulated::cases().end());
-  for (const auto& planted : instrumented::planted()) {
-    all[planted.name] = [planted] { instrumented::run_planted(planted); };
-  }
-  if (argc < 2) {
-    for (const auto& [name, body] : all) std::printf("%s\n", name.c_str());
-    return 0;
-  }
-  try {
-    all.at(argv[1])();
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "%s: %s\n", argv[1], error.what());
-    return 1;
-  }
-  return 0;
+  using namespace cnnkernels::instrumented;
+  for (const Planted& bug : planted()) cases()[bug.name] = [bug] { run_planted(bug); };
+  return run_cases(argc, argv);
 }
