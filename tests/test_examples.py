@@ -1,4 +1,4 @@
-"""Runs what the README of each example says, in a folder of its own, and compares the output."""
+"""Runs what the docs type at a prompt or print, and compares the output."""
 
 import os
 import re
@@ -14,6 +14,7 @@ from build_support.cuda import ToolkitError, choose_toolkit, find_nvcc
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "examples" / "emulator" / "README.md"
+GUIDE = ROOT / "docs" / "emulator.md"
 
 
 def blocks(language: str) -> list[str]:
@@ -103,3 +104,11 @@ def test_compiled_ptx_gives_the_same(folder: Path) -> None:
     assert built.returncode == 0, built.output
     result = run(f"LD_LIBRARY_PATH={runtime} build/transpose_gpu", folder)
     assert (result.returncode, result.output.count(": right\n")) == (0, 3), result.output
+
+
+def test_profile_of_the_guide(capsys: pytest.CaptureFixture) -> None:
+    """Its numbers stand in the guide's explanation of the columns, too."""
+    pattern = r"```python\n([^`]+print\(p\)\n)```\n\nprints\n\n```\n([^`]+)```"
+    ((code, expected),) = re.findall(pattern, GUIDE.read_text())
+    exec(code, {})
+    assert capsys.readouterr().out == expected
