@@ -158,6 +158,22 @@ def test_windows_that_dilation_puts_wholly_into_padding(backend, shape, kwargs, 
     assert_equal(results[2], reached.view(shape))
 
 
+@pytest.mark.parametrize("return_indices", [False, True])
+def test_derivative_of_the_gradient_is_zero_for_windows_wholly_in_padding(backend, return_indices):
+    kwargs = dict(kernel_size=2, stride=1, padding=1, dilation=3)
+    input = integers(2, 3, 2, 5, dtype=torch.float32, device=backend.device).requires_grad_()
+    output = ours.max_pool2d(input, return_indices=return_indices, **kwargs)
+    output = output[0] if return_indices else output
+    grad_output = torch.ones_like(output, requires_grad=True)
+    (grad_input,) = torch.autograd.grad(output, input, grad_output, create_graph=True)
+    # Sevens lie all around the direction: a read beside it shows.
+    direction = torch.full((6, 3, 2, 5), 7.0, device=backend.device)[2:4].fill_(1)
+    (derivative,) = torch.autograd.grad(grad_input, grad_output, direction)
+    empty = output == -INF
+    assert empty.any()
+    assert_equal(derivative, (~empty).float())
+
+
 def test_padding_beyond_half_of_the_window_is_refused_whatever_the_dilation(backend):
     input = torch.zeros(1, 1, 9, 9, device=backend.device)
     for module in (F, ours):

@@ -33,6 +33,11 @@ __device__ inline Position own_input(const Pool2dProblem& problem) {
   return position_of(global_thread(), problem.C, problem.H, problem.W, problem.input);
 }
 
+// Whether a window with these taps on the input is padding alone.
+__device__ inline bool is_empty(const Range& rows, const Range& columns) {
+  return rows.begin >= rows.end || columns.begin >= columns.end;
+}
+
 template <class T, class Place>
 __global__ void max_pool2d_direct_forward(Pool2dProblem problem, const T* __restrict__ input,
                                           T* __restrict__ output, Place argmax) {
@@ -79,8 +84,11 @@ __global__ void max_pool2d_direct_gather(Pool2dProblem problem, const T* __restr
                                          Place argmax, T* __restrict__ output) {
   const Position at = own_output(problem);
   if (at.n >= problem.N) return;
+  // An empty window's maximum lies nowhere.
   output[problem.output.at(at.n, at.c, at.h, at.w)] =
-      input[problem.input.at(at.n, at.c, 0, 0) + argmax.offset(problem, at)];
+      is_empty(problem.rows(at.h), problem.columns(at.w))
+          ? static_cast<T>(Accumulator<T>(0))
+          : input[problem.input.at(at.n, at.c, 0, 0) + argmax.offset(problem, at)];
 }
 
 template <class T>
@@ -96,9 +104,8 @@ __global__ void avg_pool2d_direct_forward(Pool2dProblem problem, const T* __rest
     for (int s = columns.begin; s < columns.end; ++s)
       sum += static_cast<Accumulator<T>>(
           plane[problem.input.at(0, 0, problem.input_h(at.h, r), problem.input_w(at.w, s))]);
-  const bool empty = rows.begin >= rows.end || columns.begin >= columns.end;
   output[problem.output.at(at.n, at.c, at.h, at.w)] =
-      static_cast<T>(empty ? 0 : sum / problem.divisor(at.h, at.w));
+      static_cast<T>(is_empty(rows, columns) ? 0 : sum / problem.divisor(at.h, at.w));
 }
 
 template <class T>
