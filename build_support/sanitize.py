@@ -6,6 +6,7 @@ tests/test_sanitize.py.
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import subprocess
@@ -129,8 +130,28 @@ def build(root: Path, sanitizer: Sanitizer, *names: str) -> None:
     library.write_if_changed(root / file, text)
     jobs = library.choose_jobs(os.environ, len(os.sched_getaffinity(0)), library.free_memory())
     targets = [str(folder(sanitizer) / name) for name in names]
-    command = [library.find_ninja(), "-f", str(file), "-j", str(jobs), *targets]
-    subprocess.run(command, cwd=root, check=True)
+    ninja = [library.find_ninja(), "-f", str(file), "-j", str(jobs), *targets]
+    subprocess.run(ninja, cwd=root, check=True)
+
+
+@functools.cache
+def _fixed_addresses() -> list[str]:
+    """A prefix that makes a command run without random addresses, where that is allowed."""
+    prefix = ["setarch", platform.machine(), "--addr-no-randomize"]
+    try:
+        allowed = subprocess.run([*prefix, "true"], capture_output=True).returncode == 0
+    except FileNotFoundError:
+        allowed = False
+    return prefix if allowed else []
+
+
+def command(sanitizer: Sanitizer, program: str, *arguments: str) -> list[str]:
+    """The command line of a program, to be run from the root of the project.
+
+    TSan gives up ("unexpected memory mapping") where addresses are more random than it knows.
+    """
+    prefix = _fixed_addresses() if sanitizer == TSAN else []
+    return [*prefix, str(folder(sanitizer) / program), *arguments]
 
 
 def environment(sanitizer: Sanitizer, **more: str) -> Mapping[str, str]:
@@ -161,7 +182,7 @@ def main() -> None:
         print(f"{sanitizer.name}:", *environ.values(), *arguments, flush=True)
         begin = time.monotonic()
         done = subprocess.run(
-            [folder(sanitizer) / "kernel_grid", *arguments],
+            command(sanitizer, "kernel_grid", *arguments),
             cwd=ROOT,
             env=environment(sanitizer, **environ),
         )

@@ -52,7 +52,8 @@ ENVIRONMENTS = {
 
 def run(sanitizer: Sanitizer, program: str, *arguments: str, **environ: str):
     return subprocess.run(
-        [ROOT / sanitize.folder(sanitizer) / program, *arguments],
+        sanitize.command(sanitizer, program, *arguments),
+        cwd=ROOT,
         env=sanitize.environment(sanitizer, **environ),
         capture_output=True,
         text=True,
