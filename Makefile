@@ -16,7 +16,7 @@ PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
 CPP_FILES = $(shell find csrc examples tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test ptx gpu lint format build wheel wheel-check clean
+.PHONY: help demo test sanitize ptx gpu lint format build wheel wheel-check clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile
@@ -26,6 +26,10 @@ demo: $(VENV)/demo.stamp build ## Train and explore a network with these kernels
 
 test: $(VENV)/dev.stamp build ## Run the tests
 	$(RUN) -m pytest $(TEST_ARGS)
+
+sanitize: $(VENV)/dev.stamp ## Run all kernels under ASan and UBSan, and under TSan
+	@$(RUN) -m build_support.sanitize
+	$(RUN) -m pytest -q tests/test_sanitize.py
 
 ptx: $(VENV)/dev.stamp ## Run the compiled PTX of the CUDA kernels in an interpreter, if it is there
 	$(RUN) -m pytest tests/test_ptx.py $(TEST_ARGS)

@@ -116,7 +116,12 @@ class Config:
     @property
     def isas(self) -> dict[str, list[str]]:
         """The instruction sets of the CPU kernels, and the flags for each."""
-        return X86_ISAS if self.machine in ("x86_64", "AMD64") else PORTABLE
+        return isas_of(self.machine)
+
+
+def isas_of(machine: str) -> dict[str, list[str]]:
+    """The instruction sets that CPU kernels are compiled for, and the flags for each."""
+    return X86_ISAS if machine in ("x86_64", "AMD64") else PORTABLE
 
 
 def find_torch() -> Torch:
@@ -170,40 +175,46 @@ def free_memory() -> int:
 
 def groups(root: Path, config: Config) -> list[Group]:
     """What to compile, in link order."""
-
-    def found(pattern: str) -> list[Path]:
-        return sorted(path.relative_to(root) for path in root.glob(pattern))
-
     strict = ["-Werror"] if config.warnings_are_errors else []
     cxx = [*CXX_FLAGS, *strict]
     torch_flags = [TORCH_TARGET_FLAG, f"-I{config.folder}"]
     torch_flags += ["-isystem", str(config.torch.folder / "include")]
 
-    cpu_registry = Path("csrc/cpu/registry.cpp")
-    cpu_kernels = [path for path in found("csrc/cpu/*.cpp") if path != cpu_registry]
-    cuda_sources = found("csrc/cuda/*.cu")
-
     cuda = []
     if config.toolkit:
         torch_flags.append("-DCNNKERNELS_WITH_CUDA")
-        cuda.append(Group("cuda", "nvcc", nvcc_flags(config), cuda_sources))
+        cuda.append(Group("cuda", "nvcc", nvcc_flags(config), _found(root, "csrc/cuda/*.cu")))
 
+    return [
+        Group("torch", "cxx", [*cxx, *torch_flags], _found(root, "csrc/*.cpp")),
+        *cuda,
+        *kernel_groups(root, cxx, config.isas),
+    ]
+
+
+def kernel_groups(root: Path, cxx: list[str], isas: dict[str, list[str]]) -> list[Group]:
+    """What needs neither torch nor nvcc: the CPU's kernels, and CUDA's under the emulator."""
+    cpu_registry = Path("csrc/cpu/registry.cpp")
+    cpu_kernels = [path for path in _found(root, "csrc/cpu/*.cpp") if path != cpu_registry]
+    cuda_kernels = _found(root, "csrc/cuda/*.cu")
     # nvcc's pragmas, such as unroll, mean nothing to g++.
     emulated = [*cxx, "-x", "c++", "-Wno-unknown-pragmas"]
     return [
-        Group("torch", "cxx", [*cxx, *torch_flags], found("csrc/*.cpp")),
         Group("cpu", "cxx", cxx, [cpu_registry]),
-        Group("emulator", "cxx", cxx, found("csrc/emulator/*.cpp")),
-        Group("emulated", "cxx", emulated, cuda_sources),
-        *cuda,
-        Group("instrumented", "cxx", [*emulated, *INSTRUMENTED_FLAGS], cuda_sources),
+        Group("emulator", "cxx", cxx, _found(root, "csrc/emulator/*.cpp")),
+        Group("emulated", "cxx", emulated, cuda_kernels),
+        Group("instrumented", "cxx", [*emulated, *INSTRUMENTED_FLAGS], cuda_kernels),
         # The linker keeps the first copy of an inline function that several objects contain.
         # One from an AVX object would crash a CPU without AVX, so those objects come last.
         *(
             Group(isa, "cxx", [*cxx, f"-DCNNKERNELS_ISA={isa}", *flags], cpu_kernels)
-            for isa, flags in config.isas.items()
+            for isa, flags in isas.items()
         ),
     ]
+
+
+def _found(root: Path, pattern: str) -> list[Path]:
+    return sorted(path.relative_to(root) for path in root.glob(pattern))
 
 
 def nvcc_flags(config: Config) -> list[str]:
@@ -242,18 +253,19 @@ def ninja_text(root: Path, config: Config) -> str:
     ]
     objects = []
     for group in groups(root, config):
-        text.append(f"flags_{group.name} = {_quoted(group.flags)}")
+        text.append(f"flags_{group.name} = {quoted(group.flags)}")
         for source in group.sources:
             target = folder / group.name / source.relative_to("csrc").with_suffix(".o")
             objects.append(str(target))
             text.append(f"build {target}: {group.rule} {source}")
             text.append(f"  flags = $flags_{group.name}")
     text.append(f"build {folder / LIBRARY}: link {' '.join(objects)}")
-    text.append(f"  flags = {_quoted(link_flags(config))}")
+    text.append(f"  flags = {quoted(link_flags(config))}")
     return "\n".join(text) + "\n"
 
 
-def _quoted(flags: Iterable[str]) -> str:
+def quoted(flags: Iterable[str]) -> str:
+    """Flags as ninja and the shell read them."""
     return shlex.join(flags).replace("$", "$$")
 
 

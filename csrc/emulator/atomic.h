@@ -104,7 +104,10 @@ inline unsigned atomicDec(unsigned* address, unsigned first, SourceLine line = S
                            [&](unsigned old) { return old == 0 || old > first ? first : old - 1; });
 }
 
-[[gnu::no_sanitize_thread]] inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+[[gnu::no_sanitize_thread]] inline void __threadfence() {
+  __atomic_thread_fence(__ATOMIC_SEQ_CST);
+  fence();
+}
 inline void __threadfence_block() { __threadfence(); }
 inline void __threadfence_system() { __threadfence(); }
 

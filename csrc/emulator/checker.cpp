@@ -20,6 +20,8 @@ void join(Clocks& into, const Clocks& from) {
 void Checker::begin_block(std::int64_t block) {
   block_ = static_cast<std::uint32_t>(block);
   ++epoch_;
+  met_.clear();
+  fenced_ = false;
 }
 
 void Checker::sync_warp(unsigned warp, unsigned lanes) {
@@ -63,7 +65,7 @@ Stamp Checker::now(std::uint32_t place) const {
 
 bool Checker::ordered(const Stamp& before, const Stamp& now) const {
   if (before.epoch == 0) return true;
-  if (before.block != now.block) return false;
+  if (before.block != now.block) return met_.count(before.block) != 0;
   if (before.epoch < now.epoch || before.thread == now.thread) return true;
   if (warp_of(before) == warp_of(now)) {
     return before.clock <= known_[warp_of(now)][lane_of(now)][lane_of(before)];
@@ -131,8 +133,15 @@ Checker::Finding Checker::access(Space space, std::uintptr_t address, std::size_
                                  Access kind, std::uint32_t place) {
   Stamp stamp = now(place);
   stamp.atomic = kind == Access::atomic;
-  if (stamp.atomic && space == Space::global) used_global_atomics_ = true;
+  if (stamp.atomic && space == Space::global) meet_blocks(address);
   return touch(space, address, bytes, kind, stamp);
+}
+
+void Checker::meet_blocks(std::uintptr_t address) {
+  used_global_atomics_ = true;
+  std::unordered_set<std::uint32_t>& fenced = fenced_blocks_[address];
+  met_.insert(fenced.begin(), fenced.end());
+  if (fenced_) fenced.insert(block_);
 }
 
 Checker::Finding Checker::begin_copy(std::uintptr_t shared, std::size_t bytes,

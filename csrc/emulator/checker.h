@@ -3,14 +3,18 @@
 //
 // Two accesses, one of them a write, are a race unless something orders them: within a block
 // __syncthreads orders all threads, __syncwarp the lanes of its mask, a named barrier the warps
-// that come to it; nothing orders blocks. Whether the threads happened to run in a harmless order
-// does not matter. Atomics do not race with each other, and they order nothing. A cell remembers
-// its last write and three readers, so that a race with an earlier reader can be missed.
+// that come to it; nothing orders blocks but fences and atomics. Whether the threads happened to
+// run in a harmless order does not matter. Atomics do not race with each other. They order a block
+// after others where those passed a __threadfence before their atomics on the same address, as in a
+// sum whose last block adds up what all have left. A cell remembers its last write and three
+// readers, so that a race with an earlier reader can be missed.
 #pragma once
 
 #include <array>
 #include <cstdint>
 #include <string>
+#include <unordered_map>
+#include <unordered_set>
 
 #include "emulator.h"
 #include "shadow.h"
@@ -44,6 +48,7 @@ class Checker {
   void sync_warp(unsigned warp, unsigned lanes);
   void arrive(unsigned barrier, unsigned warp);
   void open(unsigned barrier, const Barrier&);
+  void fence() { fenced_ = true; }
 
   // What is wrong with an access of the running thread, for the text after its name; or "".
   // `tell` gives the text of a place.
@@ -72,6 +77,7 @@ class Checker {
   bool ordered(const Stamp& before, const Stamp& now) const;
   Finding check(Space, const Cell&, const Stamp& now, Access) const;
   void remember(Cell&, const Stamp& now, Access) const;
+  void meet_blocks(std::uintptr_t address);
   Finding touch(Space, std::uintptr_t address, std::size_t bytes, Access, const Stamp& now);
 
   const Worker& worker_;
@@ -90,6 +96,12 @@ class Checker {
   PerWarp<std::uint32_t> warp_clocks_;
   PerWarp<PerWarp<std::uint32_t>> known_warps_{};
   std::array<PerWarp<std::uint32_t>, kNamedBarriers> brought_{};  // to a named barrier
+
+  // By address of an atomic: the blocks that fenced before theirs. Blocks run one after another:
+  // those that this one has met there have ended.
+  std::unordered_map<std::uintptr_t, std::unordered_set<std::uint32_t>> fenced_blocks_;
+  std::unordered_set<std::uint32_t> met_;
+  bool fenced_ = false;
 
   Shadow<Cell> shared_, global_;
 };

@@ -138,6 +138,10 @@ void access(const void* address, std::size_t bytes, Access kind, SourceLine line
   observer->access(address, bytes, kind, line.line ? places.number(line) : places.number(here));
 }
 
+void fence() {
+  if (observer) observer->fence();
+}
+
 void count(Counter counter, unsigned amount) {
   if (observer) observer->count(counter, amount);
 }

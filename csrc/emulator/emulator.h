@@ -124,6 +124,9 @@ enum class Access { read, write, atomic };
 // Tells of an access that the compiler's instrumentation does not see.
 void access(const void* address, std::size_t bytes, Access, SourceLine);
 
+// __threadfence: what the thread's block did before is there for who learns of it by an atomic.
+void fence();
+
 // Tells of arithmetic: fused multiply-adds, or floating-point operations of a tensor core.
 enum class Counter { fma, mma_flop };
 void count(Counter, unsigned amount);

@@ -141,6 +141,10 @@ void Observer::end_copy(const AsyncCopy& copy) {
   if (checker_) checker_->end_copy(reinterpret_cast<std::uintptr_t>(copy.shared), copy.bytes);
 }
 
+void Observer::fence() {
+  if (checker_) checker_->fence();
+}
+
 void Observer::count(Counter counter, unsigned amount) {
   if (profiler_) profiler_->count(counter, amount);
 }

@@ -28,6 +28,7 @@ class Observer {
   void access(const void* address, std::size_t bytes, Access, std::uintptr_t return_address);
   void begin_copy(const AsyncCopy&, SourceLine);
   void end_copy(const AsyncCopy&);
+  void fence();
   void count(Counter, unsigned amount);
   Places& places() { return places_; }
   Profiler* profiler() { return profiler_ ? &*profiler_ : nullptr; }

@@ -56,8 +56,12 @@ class Stack {
     bytes_ = bytes;
   }
 
-  // Lifts what frames that were never left have poisoned.
-  void clear() const { unpoison(bottom_, bytes_); }
+  // Lifts what the frames that execution left this stack from have poisoned: nobody returned
+  // from them.
+  void clear() {
+    if (left_at_ != nullptr) unpoison(left_at_, static_cast<std::size_t>(end() - left_at_));
+    left_at_ = nullptr;
+  }
 
   // To be started in place of entry() on this stack, once.
   void (*announced(void (*entry)()))() {
@@ -71,6 +75,9 @@ class Stack {
 
   // Before and after execution goes from one stack to another.
   static void leave(Stack& from, Stack& to) {
+    // Well below all frames that have something to poison.
+    constexpr std::ptrdiff_t kMargin = 512;
+    from.left_at_ = static_cast<const char*>(__builtin_frame_address(0)) - kMargin;
     leaving = &from;
     arriving = &to;
     __sanitizer_start_switch_fiber(&from.fake_frames_, to.bottom_, to.bytes_);
@@ -83,8 +90,11 @@ class Stack {
   static inline thread_local Stack* leaving = nullptr;
   static inline thread_local Stack* arriving = nullptr;
 
+  const char* end() const { return static_cast<const char*>(bottom_) + bytes_; }
+
   const void* bottom_ = nullptr;
   std::size_t bytes_ = 0;
+  const char* left_at_ = nullptr;
   void* fake_frames_ = nullptr;
   void (*entry_)() = nullptr;
 };
@@ -97,7 +107,7 @@ inline void unpoison(const void*, std::size_t) {}
 class Stack {
  public:
   void place(const void*, std::size_t) {}
-  void clear() const {}
+  void clear() {}
   void (*announced(void (*entry)()))() { return entry; }
   static void leave(Stack&, Stack&) {}
   void arrive() {}

@@ -211,6 +211,22 @@ __global__ void sum_in_any_order(const float* in, float* out) {
   atomicAdd(out, kRepaired ? value : 1 / value);
 }
 
+// Each block leaves its sum in out[block + 1], and the last to be done adds them up in out[0].
+template <bool kRepaired>
+__global__ void sum_without_fence(const float* in, float* out) {
+  if (threadIdx.x != 0) return;
+  float sum = 0;
+  for (int i = 0; i < kPlantedThreads; ++i) sum += in[blockIdx.x * kPlantedThreads + i];
+  out[blockIdx.x + 1] = sum;
+  if (kRepaired) __threadfence();
+  auto* done = reinterpret_cast<unsigned*>(out + gridDim.x + 1);
+  if (atomicAdd(done, 1u) != gridDim.x - 1) return;
+  sum = 0;
+  for (int i = 1; i <= static_cast<int>(gridDim.x); ++i) sum += out[i], out[i] = 0;
+  out[0] = sum;
+  *done = 0;
+}
+
 // ---- Barriers ----
 
 template <bool kRepaired>
@@ -293,6 +309,8 @@ std::vector<Planted> planted() {
        run<read_before_another_block<false>>, run<read_before_another_block<true>>},
       {"sum_in_any_order", sum, "out + 0 bytes depends on the order of the blocks",
        run<sum_in_any_order<false>>, run<sum_in_any_order<true>>},
+      {"sum_without_fence", sum, "reads out + 4 bytes, that another thread writes: thread (0,0,0)",
+       run<sum_without_fence<false>>, run<sum_without_fence<true>>},
       {"meet_at_two_lines", copy,
        "it comes to __syncthreads, while others wait in __syncthreads at ",
        run<meet_at_two_lines<false>>, run<meet_at_two_lines<true>>},

@@ -1,0 +1,130 @@
+// The problems that kernels run on under sanitizers. Awkward on purpose: ones, primes, sizes that
+// are no multiple of any tile, windows that see only padding. The small ones are for TSan, which
+// takes milliseconds a block: at most 20 blocks a pass, of a thread a result or a block a weight.
+#pragma once
+
+#include <vector>
+
+#include "../../csrc/problem.h"
+
+namespace cnnkernels {
+
+struct Conv2dCase {
+  const char* name;
+  int N, C, H, W, K, R, S;
+  int stride_h, stride_w;
+  int pad_top, pad_bottom, pad_left, pad_right;
+  int dilation_h, dilation_w;
+  int groups;
+
+  // All but the strides.
+  Conv2dProblem problem() const {
+    Conv2dProblem problem{};
+    problem.N = N, problem.C = C, problem.H = H, problem.W = W;
+    problem.K = K, problem.R = R, problem.S = S;
+    problem.P = conv_output_size(H + pad_top + pad_bottom, R, stride_h, dilation_h);
+    problem.Q = conv_output_size(W + pad_left + pad_right, S, stride_w, dilation_w);
+    problem.stride_h = stride_h, problem.stride_w = stride_w;
+    problem.pad_top = pad_top, problem.pad_left = pad_left;
+    problem.dilation_h = dilation_h, problem.dilation_w = dilation_w;
+    problem.groups = groups;
+    return problem;
+  }
+};
+
+struct Pool2dCase {
+  const char* name;
+  int N, C, H, W, R, S;
+  int stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+  bool ceil_mode;
+
+  // All but the strides.
+  Pool2dProblem problem() const {
+    Pool2dProblem problem{};
+    problem.N = N, problem.C = C, problem.H = H, problem.W = W;
+    problem.R = R, problem.S = S;
+    problem.P = static_cast<int>(pool_output_size(H, pad_h, R, stride_h, dilation_h, ceil_mode));
+    problem.Q = static_cast<int>(pool_output_size(W, pad_w, S, stride_w, dilation_w, ceil_mode));
+    problem.stride_h = stride_h, problem.stride_w = stride_w;
+    problem.pad_h = pad_h, problem.pad_w = pad_w;
+    problem.dilation_h = dilation_h, problem.dilation_w = dilation_w;
+    return problem;
+  }
+};
+
+// clang-format off
+inline const std::vector<Conv2dCase> kConv2dCases = {
+    //                        N    C   H   W    K   R   S  stride  padding       dilation groups
+    {"one",                   1,   1,  1,  1,   1,  1,  1,  1, 1,  0, 0, 0, 0,   1, 1,   1},
+    {"mnist",                 2,   1, 28, 28,   6,  5,  5,  1, 1,  2, 2, 2, 2,   1, 1,   1},
+    {"three_by_three",        1,  19,  7,  9,  37,  3,  3,  1, 1,  1, 1, 1, 1,   1, 1,   1},
+    {"three_by_three_wide",   2,   3, 19, 37,   5,  3,  3,  1, 1,  1, 1, 1, 1,   1, 1,   1},
+    {"five_by_five",          1,   3,  9, 11,   5,  5,  5,  1, 1,  2, 2, 2, 2,   1, 1,   1},
+    {"primes",                3,   5, 13, 11,   3,  3,  5,  1, 1,  0, 0, 0, 0,   1, 1,   1},
+    {"pointwise",             1,  19,  7,  9,  23,  1,  1,  1, 1,  0, 0, 0, 0,   1, 1,   1},
+    {"pointwise_strided",     2,   8,  9,  9,   5,  1,  1,  2, 2,  0, 0, 0, 0,   1, 1,   1},
+    {"strided",               2,   3, 23, 19,   6,  5,  3,  2, 3,  1, 1, 2, 2,   1, 1,   1},
+    {"stride_beyond_filter",  2,   2, 17, 17,   3,  2,  2,  4, 4,  0, 0, 0, 0,   1, 1,   1},
+    {"dilated",               2,   4, 17, 19,   6,  3,  3,  1, 1,  2, 2, 3, 3,   2, 3,   1},
+    {"dilated_strided",       1,   4, 21, 18,   6,  3,  3,  3, 2,  2, 2, 2, 2,   2, 1,   1},
+    {"groups",                2,  12,  9,  8,   8,  3,  3,  1, 1,  1, 1, 1, 1,   1, 1,   4},
+    {"depthwise",             2,  11, 10,  9,  11,  3,  3,  1, 1,  1, 1, 1, 1,   1, 1,  11},
+    {"depthwise_large",       1,   3, 19, 23,   3, 13,  7,  1, 1,  6, 6, 3, 3,   1, 1,   3},
+    {"depthwise_multiplier",  2,   5,  8,  8,  15,  3,  3,  2, 2,  1, 1, 1, 1,   1, 1,   5},
+    {"padding_beyond_filter", 1,   2,  5,  4,   3,  3,  2,  1, 1,  6, 6, 5, 5,   1, 1,   1},
+    {"padding_on_one_side",   1,   3,  9,  8,   4,  4,  2,  1, 1,  1, 2, 0, 1,   1, 1,   1},
+    {"filter_is_input",       2,   3,  7,  6,   4,  7,  6,  1, 1,  0, 0, 0, 0,   1, 1,   1},
+    {"row",                   2,   3,  1, 33,   4,  1,  7,  1, 1,  0, 0, 3, 3,   1, 1,   1},
+    {"column",                2,   3, 33,  1,   4,  7,  1,  1, 1,  3, 3, 0, 0,   1, 1,   1},
+    {"many_filters",          1,   3,  6,  5, 131,  3,  3,  1, 1,  0, 0, 0, 0,   1, 1,   1},
+    {"deep",                  1, 300,  5,  5,   9,  3,  3,  1, 1,  1, 1, 1, 1,   1, 1,   1},
+    {"no_images",             0,   3,  8,  8,   4,  3,  3,  1, 1,  0, 0, 0, 0,   1, 1,   1},
+    {"no_channels",           2,   0,  8,  8,   4,  3,  3,  1, 1,  0, 0, 0, 0,   1, 1,   1},
+    {"only_padding",          1,   2,  0,  4,   3,  3,  2,  1, 1,  2, 2, 1, 1,   1, 1,   1},
+};
+
+inline const std::vector<Conv2dCase> kSmallConv2dCases = {
+    {"one",                   1,   1,  1,  1,   1,  1,  1,  1, 1,  0, 0, 0, 0,   1, 1,   1},
+    {"three_by_three",        1,   2, 17,  9,   1,  3,  3,  1, 1,  1, 1, 1, 1,   1, 1,   1},
+    {"two_tiles",             2,   1, 19, 35,   2,  3,  3,  1, 1,  1, 1, 1, 1,   1, 1,   1},
+    {"five_by_three",         1,   1, 13, 14,   1,  5,  3,  2, 1,  2, 2, 1, 1,   1, 2,   1},
+    {"pointwise",             3,   5,  7,  9,   4,  1,  1,  1, 1,  0, 0, 0, 0,   1, 1,   1},
+    {"depthwise",             1,   2, 17, 11,   2,  3,  3,  1, 1,  1, 1, 1, 1,   1, 1,   2},
+    {"groups",                2,   4,  7,  6,   4,  2,  1,  2, 1,  0, 0, 0, 0,   1, 1,   2},
+    {"deep",                  1,  35,  3,  2,  33,  1,  1,  1, 1,  0, 0, 0, 0,   1, 1,   1},
+};
+
+inline const std::vector<Pool2dCase> kPool2dCases = {
+    //                     N   C   H    W   R   S  stride padding dilation ceil
+    {"one",                1,  1,  1,   1,  1,  1,  1, 1,  0, 0,  1, 1,  false},
+    {"halved",             2,  5, 28,  28,  2,  2,  2, 2,  0, 0,  1, 1,  false},
+    {"primes",             3,  5, 13,  11,  3,  5,  2, 3,  0, 0,  1, 1,  false},
+    {"overlapping",        2, 19, 17,  19,  3,  3,  2, 2,  1, 1,  1, 1,  false},
+    {"stride_one",         2,  3,  9,   8,  4,  4,  1, 1,  2, 2,  1, 1,  false},
+    {"gaps",               2,  3, 17,  16,  2,  2,  5, 5,  0, 0,  1, 1,  false},
+    {"ceil",               2, 37, 10,  11,  3,  3,  2, 2,  0, 0,  1, 1,  true},
+    {"ceil_drops_window",  1,  2,  5,   5,  2,  2,  3, 3,  1, 1,  1, 1,  true},
+    {"ceil_padded",        1,  2,  7,   8,  4,  4,  3, 3,  2, 2,  1, 1,  true},
+    {"whole_plane",        2,  3,  7,   9,  7,  9,  7, 9,  0, 0,  1, 1,  false},
+    {"row",                2,  3,  1,  33,  1,  4,  1, 4,  0, 0,  1, 1,  false},
+    {"column",             2,  3, 33,   1,  4,  1,  4, 1,  0, 0,  1, 1,  false},
+    {"wide_vector_tail",   1,  2,  6, 131,  3,  3,  1, 1,  1, 1,  1, 1,  false},
+    {"window_254",         1,  2, 12, 130,  2,127,  3, 2,  0, 0,  1, 1,  false},
+    {"window_255",         1,  2, 20,  23, 15, 17,  4, 4,  0, 0,  1, 1,  false},
+    {"window_256",         1,  2, 21,  19, 16, 16,  5, 3,  8, 8,  1, 1,  false},
+    {"dilated",            2,  3, 15,  17,  3,  3,  2, 2,  1, 1,  2, 3,  false},
+    {"dilated_ceil",       2,  3, 16,  14,  2,  3,  2, 2,  0, 0,  3, 3,  true},
+    {"only_padding",       2,  3,  2,   5,  2,  2,  1, 1,  1, 1,  3, 3,  false},
+    {"only_padding_rows",  2, 19,  3,   3,  2,  3,  1, 1,  1, 1,  4, 2,  false},
+};
+
+inline const std::vector<Pool2dCase> kSmallPool2dCases = {
+    {"one",                1,  1,  1,   1,  1,  1,  1, 1,  0, 0,  1, 1,  false},
+    {"halved",             2,  3, 13,  14,  2,  2,  2, 2,  0, 0,  1, 1,  false},
+    {"overlapping",        1,  9,  7,   9,  3,  3,  2, 2,  1, 1,  1, 1,  true},
+    {"dilated",            1,  2, 15,  17,  3,  3,  2, 2,  1, 1,  2, 3,  false},
+    {"window_256",         1,  1, 19,  18, 16, 16,  2, 2,  8, 8,  1, 1,  false},
+};
+// clang-format on
+
+}  // namespace cnnkernels

@@ -1,0 +1,236 @@
+// Convolution and pooling by their definitions, in double, on dense values.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <numeric>
+
+#include "problems.h"
+#include "tensor.h"
+
+namespace cnnkernels {
+
+// ---- Convolution ----
+
+// The operands of a convolution and its results.
+struct Conv2dData {
+  struct Gradients {
+    Values input, weight, bias;
+  };
+
+  Conv2dData(const Conv2dCase& chosen, bool planes_equal)
+      : name(chosen.name),
+        problem(chosen.problem()),
+        input_sizes{problem.N, problem.C, problem.H, problem.W},
+        weight_sizes{problem.K, problem.group_channels(), problem.R, problem.S},
+        output_sizes{problem.N, problem.K, problem.P, problem.Q},
+        input(small_integers(input_sizes, 1, planes_equal)),
+        weight(small_integers(weight_sizes, 2, planes_equal)),
+        bias(small_integers(bias_sizes(), 3, planes_equal)),
+        grad_output(small_integers(output_sizes, 4, planes_equal)),
+        relu_output(small_integers(output_sizes, 5, planes_equal)),
+        output(convolve()),
+        gradients(differentiate(grad_output)),
+        gradients_of_relu(differentiate(open_gradient())) {}
+
+  Sizes bias_sizes() const { return {problem.K, 1, 1, 1}; }
+
+  // output + bias, then ReLU; both are optional.
+  Values finished(bool with_bias, bool relu) const {
+    Values result = output;
+    std::size_t i = 0;
+    for_each_element(output_sizes, [&](int, int k, int, int) {
+      if (with_bias) result[i] += bias[static_cast<std::size_t>(k)];
+      if (relu && result[i] < 0) result[i] = 0;
+      ++i;
+    });
+    return result;
+  }
+
+  const char* name;
+  Conv2dProblem problem;
+  Sizes input_sizes, weight_sizes, output_sizes;
+  Values input, weight, bias, grad_output, relu_output;
+  Values output;  // without bias
+  Gradients gradients, gradients_of_relu;
+
+ private:
+  // Calls body(output, weight, input) with the places of the factors of each product.
+  template <class Body>
+  void for_each_product(const Body& body) const {
+    const Strides in = dense_strides(input_sizes), filter = dense_strides(weight_sizes);
+    int64_t out = -1;
+    for_each_element(output_sizes, [&](int n, int k, int p, int q) {
+      ++out;
+      const int first_c = k / problem.group_filters() * problem.group_channels();
+      for_each_element({1, weight_sizes.c, problem.R, problem.S}, [&](int, int c, int r, int s) {
+        const int h = p * problem.stride_h - problem.pad_top + r * problem.dilation_h;
+        const int w = q * problem.stride_w - problem.pad_left + s * problem.dilation_w;
+        if (h < 0 || h >= problem.H || w < 0 || w >= problem.W) return;
+        body(static_cast<std::size_t>(out), static_cast<std::size_t>(filter.at(k, c, r, s)),
+             static_cast<std::size_t>(in.at(n, first_c + c, h, w)));
+      });
+    });
+  }
+
+  Values convolve() const {
+    Values result(grad_output.size(), 0);
+    for_each_product([&](auto o, auto f, auto i) { result[o] += weight[f] * input[i]; });
+    return result;
+  }
+
+  Values open_gradient() const {
+    Values open = grad_output;
+    for (std::size_t i = 0; i < open.size(); ++i) open[i] = relu_output[i] <= 0 ? 0 : open[i];
+    return open;
+  }
+
+  Gradients differentiate(const Values& gradient) const {
+    Gradients result = {Values(input.size(), 0), Values(weight.size(), 0), Values(bias.size(), 0)};
+    for_each_product([&](auto o, auto f, auto i) {
+      result.input[i] += gradient[o] * weight[f];
+      result.weight[f] += gradient[o] * input[i];
+    });
+    std::size_t i = 0;
+    for_each_element(output_sizes, [&](int, int k, int, int) {
+      result.bias[static_cast<std::size_t>(k)] += gradient[i++];
+    });
+    return result;
+  }
+};
+
+// ---- Pooling ----
+
+// The average poolings of a window: the members of Pool2dProblem.
+struct Average {
+  bool count_include_pad;
+  int64_t divisor_override;
+};
+
+class Pool2dData {
+ public:
+  Pool2dData(const Pool2dCase& chosen, bool planes_equal)
+      : name(chosen.name),
+        problem(chosen.problem()),
+        input_sizes{problem.N, problem.C, problem.H, problem.W},
+        output_sizes{problem.N, problem.C, problem.P, problem.Q},
+        input(small_integers(input_sizes, 1, planes_equal)),
+        grad_output(small_integers(output_sizes, 2, planes_equal)),
+        planes_equal_(planes_equal) {
+    find_maxima();
+  }
+
+  // The positions of the maxima, stored as `kind`.
+  const Values& argmax(Argmax kind) const { return kind == Argmax::int64 ? indices_ : codes_; }
+
+  // Operands that the divisors of all windows divide, so that results are exact, or none where
+  // such numbers would not fit bfloat16.
+  struct Averages {
+    Values input, grad_output;
+    Values output, grad_input;
+  };
+  bool averages_are_exact(const Average& average) const {
+    int64_t odd = common_multiple(average);
+    while (odd % 2 == 0) odd /= 2;
+    return 3 * odd < 256;
+  }
+  Averages averages(const Average& average) const {
+    const auto scale = static_cast<double>(common_multiple(average));
+    Averages result = {small_integers(input_sizes, 3, planes_equal_, scale),
+                       small_integers(output_sizes, 4, planes_equal_, scale),
+                       Values(grad_output.size(), 0), Values(input.size(), 0)};
+    for_each_tap([&](std::size_t out, std::size_t in, int p, int q, int, int) {
+      const auto size = static_cast<double>(divisor(average, p, q));
+      result.output[out] += result.input[in] / size;
+      result.grad_input[in] += result.grad_output[out] / size;
+    });
+    return result;
+  }
+
+  const char* name;
+  Pool2dProblem problem;
+  Sizes input_sizes, output_sizes;
+  Values input, grad_output;
+  Values maxima, grad_input, gathered;  // gathered: input where the maxima lie
+
+ private:
+  // Calls body(output, input, p, q, r, s) for each pixel of each window.
+  template <class Body>
+  void for_each_tap(const Body& body) const {
+    const Strides in = dense_strides(input_sizes);
+    int64_t out = -1;
+    for_each_element(output_sizes, [&](int n, int c, int p, int q) {
+      ++out;
+      for_each_element({1, 1, problem.R, problem.S}, [&](int, int, int r, int s) {
+        const int h = p * problem.stride_h - problem.pad_h + r * problem.dilation_h;
+        const int w = q * problem.stride_w - problem.pad_w + s * problem.dilation_w;
+        if (h < 0 || h >= problem.H || w < 0 || w >= problem.W) return;
+        body(static_cast<std::size_t>(out), static_cast<std::size_t>(in.at(n, c, h, w)), p, q, r,
+             s);
+      });
+    });
+  }
+
+  void find_maxima() {
+    constexpr double kNone = -std::numeric_limits<double>::infinity();
+    const std::size_t outputs = grad_output.size();
+    maxima.assign(outputs, kNone), gathered.assign(outputs, 0);
+    codes_.assign(outputs, 0), indices_.assign(outputs, 0);
+    grad_input.assign(input.size(), 0);
+    std::vector<std::size_t> places(outputs);
+    for_each_tap([&](std::size_t out, std::size_t in, int, int, int r, int s) {
+      if (input[in] <= maxima[out]) return;
+      maxima[out] = gathered[out] = input[in];
+      codes_[out] = r * problem.S + s;
+      indices_[out] = static_cast<double>(in % static_cast<std::size_t>(problem.H * problem.W));
+      places[out] = in;
+    });
+    for (std::size_t out = 0; out < outputs; ++out)
+      if (maxima[out] != kNone) grad_input[places[out]] += grad_output[out];
+    place_maxima_of_empty_windows();
+  }
+
+  // Where all of a window is padding, torch names the first tap that is not before the input.
+  void place_maxima_of_empty_windows() {
+    std::size_t out = 0;
+    for_each_element(output_sizes, [&](int, int, int p, int q) {
+      if (std::isinf(maxima[out])) {
+        const int r = problem.rows(p).begin, s = problem.columns(q).begin;
+        codes_[out] = r * problem.S + s;
+        indices_[out] =
+            static_cast<double>(problem.input_h(p, r)) * problem.W + problem.input_w(q, s);
+      }
+      ++out;
+    });
+  }
+
+  // How many of `size` positions from `first` on lie in [0, count), or there and in the padding.
+  static int64_t counted(int first, int size, int count, int pad, bool padding_counts) {
+    int64_t found = 0;
+    for (int x = first; x < first + size; ++x)
+      found += padding_counts ? x < count + pad : x >= 0 && x < count;
+    return found;
+  }
+
+  int64_t divisor(const Average& average, int p, int q) const {
+    if (average.divisor_override != 0) return average.divisor_override;
+    return counted(p * problem.stride_h - problem.pad_h, problem.R, problem.H, problem.pad_h,
+                   average.count_include_pad) *
+           counted(q * problem.stride_w - problem.pad_w, problem.S, problem.W, problem.pad_w,
+                   average.count_include_pad);
+  }
+
+  int64_t common_multiple(const Average& average) const {
+    int64_t multiple = 1;
+    for_each_tap([&](std::size_t, std::size_t, int p, int q, int, int) {
+      multiple = std::lcm(multiple, divisor(average, p, q));
+    });
+    return multiple;
+  }
+
+  bool planes_equal_;
+  Values codes_, indices_;
+};
+
+}  // namespace cnnkernels
