@@ -80,11 +80,12 @@ def programs(root: Path, strict: bool) -> dict[str, list[Group]]:
         if group.name != "instrumented"
     ]
     emulator = [group for group in kernels if group.name == "emulator"]
+    standalone = Group("standalone", "cxx", cxx, [Path("csrc/standalone/threads.cpp")])
     cases = sorted(path.relative_to(root / "tests") for path in root.glob("tests/emulator/*.cpp"))
     return {
         "kernel_grid": [tests("sanitize/kernel_grid.cpp", "sanitize/threads.cpp"), *kernels],
         "planted": [tests("sanitize/planted.cpp", "sanitize/threads.cpp"), *emulator],
-        "emulator_cases": [tests(*cases, "emulator/kernels.cu"), *emulator],
+        "emulator_cases": [tests(*cases, "emulator/kernels.cu"), standalone, *emulator],
     }
 
 

@@ -22,7 +22,7 @@ def emulate_cuda(check: bool = False) -> Iterator[None]:
         check: Follow each memory access and raise RuntimeError, with kernel, block, thread and
             source line, for races between threads or blocks, shared memory that is read before
             it was written, accesses out of bounds or misaligned, and results that depend on the
-            order of the blocks. Ten to a hundred times slower. Holds for all threads of the
+            order of the blocks. About a hundred times slower. Holds for all threads of the
             process, and for the launches inside the block alone.
 
     Example:
