@@ -7,12 +7,15 @@ order of derivative exists. The convolution is bilinear: with ``g`` the gradient
 
 and each of dgrad and wgrad is again bilinear, its derivatives being conv2d, dgrad and wgrad of
 the other operands. The pools are linear in their input once the positions of the maxima are fixed.
+So the tangents of forward mode are made of the same ops, too. Under vmap the new dimension is
+folded into one that is there, and the op is called once.
 
 The formulas are registered twice: as Functions, for calls from :mod:`cnnkernels.functional`, and
 with ``torch.library`` on the raw ops, for graphs that hold them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import Any
 
 import torch
@@ -49,7 +52,12 @@ _op: dict[str, Callable[..., Any]] = {
 
 def transformed() -> bool:
     """Whether a functorch transform or a forward-mode level is active."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    return torch._C._are_functorch_transforms_active() or forward_mode()
+
+
+def forward_mode() -> bool:
+    """Whether a forward-mode level is active: :func:`torch.func.jvp`, dual tensors."""
+    return forward_ad._current_level >= 0
 
 
 def recorded(*tensors: Tensor | None) -> bool:
@@ -70,14 +78,19 @@ def call(name: str, *args: Any) -> Any:
 def apply(function: type[Function], *args: Any) -> Any:
     """Call a differentiable op.
 
-    torch.compile gets the raw op, whose registered formulas it knows.
+    torch.compile gets the raw op, whose registered formulas it knows. It cannot trace a jvp, and of
+    the raw op forward mode would get no tangent: under a transform it breaks the graph here.
 
     A Function with ``setup_context`` serves functorch's transforms, but costs twice what one with
     a plain ``forward(ctx, ...)`` does: 19 against 10 us. So each has a plain twin for the rest.
     """
+    if transformed():
+        if torch.compiler.is_compiling():
+            return torch.compiler.disable(function.apply)(*args)
+        return function.apply(*args)
     if torch.compiler.is_compiling():
         return function.forward(*args)
-    return (function if transformed() else _plain(function)).apply(*args)
+    return _plain(function).apply(*args)
 
 
 _PLAIN: dict[type[Function], type[Function]] = {}
@@ -96,12 +109,119 @@ def _plain(function: type[Function]) -> type[Function]:
     return _PLAIN[function]
 
 
+def _save(ctx: Any, *tensors: Tensor | None) -> None:
+    """Keep tensors for backward, and in forward mode for jvp."""
+    ctx.save_for_backward(*tensors)
+    if forward_mode():
+        ctx.save_for_forward(*tensors)
+
+
+def _jvp(formula: Callable[..., Any]) -> staticmethod:
+    """The jvp of a Function from formula(ctx, saved tensors, *tangents).
+
+    Torch turns forward mode off around a jvp: of jvp inside of jvp, it would silently lose the
+    outer tangents. So it is turned on again, and what this level saved goes without its tangents.
+    """
+
+    @wraps(formula)
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
+        with forward_ad._set_fwd_grad_enabled(True):
+            saved = [
+                t if t is None else forward_ad.unpack_dual(t).primal for t in ctx.saved_tensors
+            ]
+            return formula(ctx, saved, *tangents)
+
+    return staticmethod(jvp)
+
+
 def _is_channels_last(*tensors: Tensor) -> bool:
     # The first condition follows from the second, and tells most of NCHW in a tenth of the time.
     return any(
         t.stride(1) <= t.stride(3) and suggest_memory_format(t) == torch.channels_last
         for t in tensors
     )
+
+
+# ---------------------------------------------------------------- vmap
+
+
+def _fold(tensor: Tensor, batch_dim: int, axis: int, outer: int = 1) -> Tensor:
+    """Merge the batch dimension into `axis` of the rest, inside of its first `outer` parts."""
+    parts = tensor.movedim(batch_dim, 0).unflatten(axis + 1, (outer, -1))
+    return parts.movedim(0, axis + 1).flatten(axis, axis + 2)
+
+
+def _unfold(tensor: Tensor, batch_size: int, axis: int, outer: int = 1) -> Tensor:
+    """Undo _fold; the batch dimension comes first."""
+    parts = tensor.unflatten(axis, (outer, batch_size, -1))
+    return parts.movedim(axis + 1, 0).flatten(axis + 1, axis + 2)
+
+
+class PlanewiseFunction(Function):
+    """A Function that treats all planes alike, so that vmap can fold its dimension into N."""
+
+    @classmethod
+    def vmap(cls, info, in_dims, *args):
+        def fold(arg, dim):
+            if not isinstance(arg, Tensor):
+                return arg
+            arg = arg.expand(info.batch_size, *arg.shape) if dim is None else arg.movedim(dim, 0)
+            return arg.flatten(0, 1)
+
+        outputs = differentiable(cls, *map(fold, args, in_dims))
+        if isinstance(outputs, Tensor):
+            return _unfold(outputs, info.batch_size, 0), 0
+        return tuple(_unfold(output, info.batch_size, 0) for output in outputs), (0,) * len(outputs)
+
+
+# What a batch of convolutions folds its dimension into: the axis that grows in each tensor and, in
+# how many parts that axis is cut before (None: one for each group). A pass sums over one of N, C
+# and K; a dimension that only one of its operands has goes into the other one of that operand's
+# own. One that both have makes more groups.
+_FOLDS: dict[str | None, dict[str, tuple[int, int | None]]] = {
+    None: {},
+    "N": {"input": (0, 1), "output": (0, 1)},
+    "C": {"input": (1, None), "weight": (1, 1)},
+    "K": {"weight": (0, None), "bias": (0, None), "output": (1, None)},
+    "groups": {"input": (1, 1), "weight": (0, 1), "bias": (0, 1), "output": (1, 1)},
+}
+
+
+def _choose_fold(first: tuple[bool, str], second: tuple[bool, str]) -> str | None:
+    """The fold of a pass: for each operand, is it batched, and where does it go if it alone is."""
+    if first[0] and second[0]:
+        return "groups"
+    return next((dimension for batched, dimension in (first, second) if batched), None)
+
+
+class _ConvFold:
+    """One of _FOLDS, for a batch size and a number of groups."""
+
+    def __init__(self, dimension: str | None, batch_size: int, groups: int):
+        self.batch_size = batch_size
+        self.groups = groups * batch_size if dimension == "groups" else groups
+        self.places = {
+            role: (axis, outer or groups) for role, (axis, outer) in _FOLDS[dimension].items()
+        }
+
+    def fold(self, role: str, tensor: Tensor | None, batch_dim: int | None) -> Tensor | None:
+        if tensor is None or role not in self.places:
+            return tensor
+        if batch_dim is None:
+            tensor, batch_dim = tensor.expand(self.batch_size, *tensor.shape), 0
+        return _fold(tensor, batch_dim, *self.places[role])
+
+    def fold_size(self, role: str, size: Sequence[int]) -> list[int]:
+        size = list(size)
+        if role in self.places:
+            size[self.places[role][0]] *= self.batch_size
+        return size
+
+    def unfold(self, role: str, tensor: Tensor) -> tuple[Tensor, int | None]:
+        """A result, and its batch dimension."""
+        if role not in self.places:
+            return tensor, None
+        return _unfold(tensor, self.batch_size, *self.places[role]), 0
 
 
 # ---------------------------------------------------------------- convolution
@@ -118,15 +238,20 @@ class Conv2d(Function):
     def setup_context(ctx, inputs, output):
         input, weight, _, *ctx.geometry, relu, ctx.emulate = inputs
         need_input, need_weight, *_ = ctx.needs_input_grad
-        ctx.save_for_backward(
+        _save(
+            ctx,
             output if relu else None,
-            input if need_weight else None,
-            weight if need_input else None,
+            input if need_weight or forward_mode() else None,
+            weight if need_input or forward_mode() else None,
         )
         ctx.like = (input.shape, weight.shape, _is_channels_last(input, weight))
+        ctx.output_size = output.shape
+        ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx, grad_output):
+        if grad_output is None:
+            return (None,) * 9
         relu_output, input, weight = ctx.saved_tensors
         need_bias = ctx.needs_input_grad[2]
         rest = (input, weight, *ctx.like, *ctx.geometry, need_bias, ctx.emulate)
@@ -137,6 +262,44 @@ class Conv2d(Function):
         else:
             grads = call("conv2d_backward", grad_output, relu_output, *rest)
         return *grads, *(None,) * 6
+
+    @_jvp
+    def jvp(ctx, saved, input_tangent, weight_tangent, bias_tangent, *_):
+        relu_output, input, weight = saved
+
+        def conv2d(input, weight):
+            return differentiable(Conv2d, input, weight, None, *ctx.geometry, False, ctx.emulate)
+
+        terms = []
+        if input_tangent is not None:
+            terms.append(conv2d(input_tangent, weight))
+        if weight_tangent is not None:
+            terms.append(conv2d(input, weight_tangent))
+        if bias_tangent is not None:
+            terms.append(bias_tangent.view(1, -1, 1, 1).expand(ctx.output_size))
+        tangent = sum(terms[1:], terms[0])
+        if relu_output is None:
+            return tangent
+        return torch.ops.aten.threshold_backward(tangent, relu_output, 0)
+
+    @staticmethod
+    def vmap(info, in_dims, input, weight, bias, *rest):
+        *geometry, groups, relu, emulate = rest
+        input_dim, weight_dim, bias_dim, *_ = in_dims
+        batched_filters = weight_dim is not None or bias_dim is not None
+        dimension = _choose_fold((input_dim is not None, "N"), (batched_filters, "K"))
+        fold = _ConvFold(dimension, info.batch_size, groups)
+        output = differentiable(
+            Conv2d,
+            fold.fold("input", input, input_dim),
+            fold.fold("weight", weight, weight_dim),
+            fold.fold("bias", bias, bias_dim),
+            *geometry,
+            fold.groups,
+            relu,
+            emulate,
+        )
+        return fold.unfold("output", output)
 
 
 class Conv2dBackward(Function):
@@ -151,9 +314,9 @@ class Conv2dBackward(Function):
         grad_output, relu_output, input, weight, *_ = inputs
         *ctx.geometry, ctx.need_bias, ctx.emulate = inputs[7:]
         ctx.like = inputs[4:7]
-        if relu_output is not None and any(ctx.needs_input_grad):
+        if relu_output is not None and (any(ctx.needs_input_grad) or forward_mode()):
             raise NotImplementedError("conv2d_backward with relu_output is not differentiable")
-        ctx.save_for_backward(grad_output, input, weight)
+        _save(ctx, grad_output, input, weight)
         ctx.set_materialize_grads(False)
 
     @staticmethod
@@ -188,11 +351,72 @@ class Conv2dBackward(Function):
             *(None,) * 9,
         )
 
+    @_jvp
+    def jvp(ctx, saved, grad_tangent, _, input_tangent, weight_tangent, *rest):
+        grad_output, input, weight = saved
+
+        def backward(grad_output, input, weight, need_bias):
+            rest = (*ctx.like, *ctx.geometry, need_bias, ctx.emulate)
+            return differentiable(Conv2dBackward, grad_output, None, input, weight, *rest)
+
+        terms = []
+        if grad_tangent is not None:
+            terms.append(backward(grad_tangent, input, weight, ctx.need_bias))
+        if input_tangent is not None or weight_tangent is not None:
+            terms.append(backward(grad_output, input_tangent, weight_tangent, False))
+        input_size, weight_size, _ = ctx.like
+        results = (
+            (weight is not None, input_size),
+            (input is not None, weight_size),
+            (ctx.need_bias, weight_size[:1]),
+        )
+        return tuple(
+            sum((term[i] for term in terms if term[i] is not None), grad_output.new_zeros(size))
+            if wanted
+            else None
+            for i, (wanted, size) in enumerate(results)
+        )
+
+    @staticmethod
+    def vmap(info, in_dims, grad_output, relu_output, input, weight, *rest):
+        input_size, weight_size, channels_last, *geometry, groups, need_bias, emulate = rest
+        grad_dim, relu_dim, input_dim, weight_dim, *_ = in_dims
+        batched_grad = grad_dim is not None or relu_dim is not None
+
+        def gradient(index, role, dimension, input=None, weight=None, need_bias=False):
+            fold = _ConvFold(dimension, info.batch_size, groups)
+            gradients = differentiable(
+                Conv2dBackward,
+                fold.fold("output", grad_output, grad_dim),
+                fold.fold("output", relu_output, relu_dim),
+                fold.fold("input", input, input_dim),
+                fold.fold("weight", weight, weight_dim),
+                fold.fold_size("input", input_size),
+                fold.fold_size("weight", weight_size),
+                channels_last,
+                *geometry,
+                fold.groups,
+                need_bias,
+                emulate,
+            )
+            return fold.unfold(role, gradients[index])
+
+        results = [(None, None)] * 3
+        if weight is not None:
+            dimension = _choose_fold((batched_grad, "N"), (weight_dim is not None, "C"))
+            results[0] = gradient(0, "input", dimension, weight=weight)
+        if input is not None:
+            dimension = _choose_fold((batched_grad, "K"), (input_dim is not None, "C"))
+            results[1] = gradient(1, "weight", dimension, input=input)
+        if need_bias:
+            results[2] = gradient(2, "bias", "K" if batched_grad else None, need_bias=True)
+        return tuple(zip(*results, strict=True))
+
 
 # ---------------------------------------------------------------- pooling
 
 
-class MaxPool2d(Function):
+class MaxPool2d(PlanewiseFunction):
     """max_pool2d_with_argmax(input, kernel_size, ..., ceil_mode, indices, emulate)."""
 
     @staticmethod
@@ -205,7 +429,7 @@ class MaxPool2d(Function):
         _, argmax = output
         ctx.mark_non_differentiable(argmax)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(argmax)
+        _save(ctx, argmax)
         ctx.like = (input.shape[2:], _is_channels_last(input))
 
     @staticmethod
@@ -216,8 +440,13 @@ class MaxPool2d(Function):
         rest = (argmax, *ctx.like, *ctx.geometry, ctx.emulate)
         return differentiable(MaxPool2dBackward, grad_output, *rest), *(None,) * 7
 
+    @_jvp
+    def jvp(ctx, saved, tangent, *_):
+        rest = (*saved, *ctx.geometry, ctx.emulate)
+        return differentiable(MaxPool2dGather, tangent, *rest), None
 
-class MaxPool2dBackward(Function):
+
+class MaxPool2dBackward(PlanewiseFunction):
     """max_pool2d_backward(grad_output, argmax, input_size, channels_last, ..., emulate)."""
 
     @staticmethod
@@ -228,7 +457,7 @@ class MaxPool2dBackward(Function):
     def setup_context(ctx, inputs, output):
         _, argmax, *ctx.like = inputs[:4]
         *ctx.geometry, ctx.emulate = inputs[4:]
-        ctx.save_for_backward(argmax)
+        _save(ctx, argmax)
 
     @staticmethod
     def backward(ctx, grad_grad_input):
@@ -236,8 +465,13 @@ class MaxPool2dBackward(Function):
         rest = (argmax, *ctx.geometry, ctx.emulate)
         return differentiable(MaxPool2dGather, grad_grad_input, *rest), *(None,) * 9
 
+    @_jvp
+    def jvp(ctx, saved, tangent, *_):
+        rest = (*saved, *ctx.like, *ctx.geometry, ctx.emulate)
+        return differentiable(MaxPool2dBackward, tangent, *rest)
 
-class MaxPool2dGather(Function):
+
+class MaxPool2dGather(PlanewiseFunction):
     """max_pool2d_gather(input, argmax, kernel_size, ..., ceil_mode, emulate)."""
 
     @staticmethod
@@ -247,7 +481,7 @@ class MaxPool2dGather(Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         input, argmax, *ctx.geometry, ctx.emulate = inputs
-        ctx.save_for_backward(argmax)
+        _save(ctx, argmax)
         ctx.like = (input.shape[2:], _is_channels_last(input))
 
     @staticmethod
@@ -256,8 +490,13 @@ class MaxPool2dGather(Function):
         rest = (argmax, *ctx.like, *ctx.geometry, ctx.emulate)
         return differentiable(MaxPool2dBackward, grad_output, *rest), *(None,) * 7
 
+    @_jvp
+    def jvp(ctx, saved, tangent, *_):
+        rest = (*saved, *ctx.geometry, ctx.emulate)
+        return differentiable(MaxPool2dGather, tangent, *rest)
 
-class AvgPool2d(Function):
+
+class AvgPool2d(PlanewiseFunction):
     """avg_pool2d(input, kernel_size, ..., divisor_override, emulate)."""
 
     @staticmethod
@@ -274,8 +513,12 @@ class AvgPool2d(Function):
         rest = (*ctx.like, *ctx.geometry)
         return differentiable(AvgPool2dBackward, grad_output, *rest), *(None,) * 7
 
+    @_jvp
+    def jvp(ctx, saved, tangent, *_):
+        return differentiable(AvgPool2d, tangent, *ctx.geometry)
 
-class AvgPool2dBackward(Function):
+
+class AvgPool2dBackward(PlanewiseFunction):
     """avg_pool2d_backward(grad_output, input_size, channels_last, kernel_size, ..., emulate)."""
 
     @staticmethod
@@ -284,11 +527,15 @@ class AvgPool2dBackward(Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.geometry = inputs[3:]
+        ctx.like, ctx.geometry = inputs[1:3], inputs[3:]
 
     @staticmethod
     def backward(ctx, grad_grad_input):
         return differentiable(AvgPool2d, grad_grad_input, *ctx.geometry), *(None,) * 9
+
+    @_jvp
+    def jvp(ctx, saved, tangent, *_):
+        return differentiable(AvgPool2dBackward, tangent, *ctx.like, *ctx.geometry)
 
 
 def differentiable(function: type[Function], *args: Any) -> Any:

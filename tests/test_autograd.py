@@ -5,7 +5,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.autograd import forward_ad, gradcheck, gradgradcheck
+from torch.autograd import gradcheck, gradgradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import cnnkernels
@@ -113,32 +113,6 @@ def test_what_needs_no_gradient_is_not_kept(backend):
         assert ours.conv2d(input, weight).grad_fn is None
     with torch.inference_mode():
         assert ours.max_pool2d(ours.conv2d(input, weight), 2).is_inference()
-
-
-# ---------------------------------------------------------------- forward mode, transforms
-
-
-def test_forward_mode_never_loses_a_tangent():
-    input, weight = torch.randn(1, 2, 5, 5), torch.randn(3, 2, 3, 3)
-    for function in (lambda x: ours.conv2d(x, weight), lambda x: ours.avg_pool2d(x, 2)):
-        with pytest.raises((RuntimeError, NotImplementedError), match="jvp|forward"):
-            torch.func.jvp(function, (input,), (torch.ones_like(input),))
-        with forward_ad.dual_level():
-            dual = forward_ad.make_dual(input, torch.ones_like(input))
-            with pytest.raises((RuntimeError, NotImplementedError), match="jvp|forward"):
-                function(dual)
-
-
-def test_func_grad(backend):
-    input, weight = torch.randn(1, 2, 5, 5), torch.randn(3, 2, 3, 3)
-    input, weight = input.to(backend.device), weight.to(backend.device)
-
-    def loss(conv2d, pool):
-        return lambda weight: pool(conv2d(input, weight), 2).pow(2).sum()
-
-    grad = torch.func.grad(loss(ours.conv2d, ours.max_pool2d))(weight)
-    expected = torch.func.grad(loss(F.conv2d, F.max_pool2d))(weight)
-    torch.testing.assert_close(grad, expected)
 
 
 # ---------------------------------------------------------------- no back doors
