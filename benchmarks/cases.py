@@ -44,3 +44,10 @@ POOLS = [
     PoolCase("vgg-16 pool1", (1, 64, 224, 224), dict(kernel_size=2)),
     PoolCase("resnet-18 pool", (1, 64, 112, 112), dict(kernel_size=3, stride=2, padding=1)),
 ]
+
+ADAPTIVE_POOLS = [
+    PoolCase("vgg-16 avgpool", (1, 512, 7, 7), dict(output_size=7)),
+    PoolCase("resnet-18 avgpool", (32, 512, 7, 7), dict(output_size=1)),
+    PoolCase("global 56x56", (1, 256, 56, 56), dict(output_size=1)),
+    PoolCase("overlapping 13 to 6", (8, 256, 13, 13), dict(output_size=6)),
+]

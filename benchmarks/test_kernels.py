@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from accuracy import assert_accurate
 
 import cnnkernels
-from benchmarks.cases import CONVOLUTIONS, POOLS, ConvCase, PoolCase
+from benchmarks.cases import ADAPTIVE_POOLS, CONVOLUTIONS, POOLS, ConvCase, PoolCase
 from cnnkernels import autograd, functional
 
 CONV_PASSES = ("fprop", "dgrad", "wgrad", "bgrad")
@@ -53,11 +53,11 @@ def device(request, benchmark, monkeypatch):
     return request.param
 
 
-def algorithm_of(op: str, device: str, kernel_pass: str) -> str:
-    """The algorithm that runs: the first of the registry that offers the pass."""
+def algorithms_of(op: str, device: str, kernel_pass: str) -> str:
+    """The algorithms that offer the pass; the first of them that takes the case runs."""
     backend = "cuda" if device == "cuda" else "cpu"
     algorithms = cnnkernels.info()["algorithms"][backend][op]
-    return next(name for name, passes in algorithms.items() if kernel_pass in passes)
+    return ", ".join(name for name, passes in algorithms.items() if kernel_pass in passes)
 
 
 def randoms(device: str, dtype: torch.dtype) -> Callable[..., torch.Tensor]:
@@ -103,7 +103,8 @@ def pool_pass(
 ) -> tuple[Callable, Callable]:
     random = randoms(device, dtype)
     x = random(*case.input)
-    name = {"max": "max_pool2d", "avg": "avg_pool2d"}[kernel_pass[:3]]
+    adaptive = "adaptive_" if "output_size" in case.kwargs else ""
+    name = f"{adaptive}{kernel_pass[:3]}_pool2d"
     pools = getattr(functional, name), getattr(F, name)
     if kernel_pass.endswith("forward"):
         return tuple((lambda pool=pool: pool(x, **case.kwargs)) for pool in pools)
@@ -120,15 +121,16 @@ def pool_pass(
 @pytest.mark.parametrize(
     ("op", "case", "kernel_pass"),
     [("conv2d", case, name) for case in CONVOLUTIONS for name in CONV_PASSES]
-    + [("pool2d", case, name) for case in POOLS for name in POOL_PASSES],
+    + [("pool2d", case, name) for case in POOLS for name in POOL_PASSES]
+    + [("adaptive_pool2d", case, name) for case in ADAPTIVE_POOLS for name in POOL_PASSES],
     ids=lambda value: getattr(value, "name", value),
 )
 def test_kernel(benchmark, device, op, case, kernel_pass, side):
-    make = {"conv2d": conv_pass, "pool2d": pool_pass}[op]
+    make = conv_pass if op == "conv2d" else pool_pass
     ours, torchs = make(case, kernel_pass, device, torch.float32)
     _, reference = make(case, kernel_pass, device, torch.float64)
     assert_accurate(ours(), torchs(), reference())
 
     benchmark.group = f"{case.name} {kernel_pass} {device}"
-    benchmark.extra_info["algorithm"] = algorithm_of(op, device, kernel_pass)
+    benchmark.extra_info["algorithms"] = algorithms_of(op, device, kernel_pass)
     benchmark(ours if side == "ours" else torchs)

@@ -34,6 +34,12 @@ _OPS = (
     "max_pool2d_gather",
     "avg_pool2d",
     "avg_pool2d_backward",
+    "adaptive_max_pool2d",
+    "adaptive_max_pool2d_with_argmax",
+    "adaptive_max_pool2d_backward",
+    "adaptive_max_pool2d_gather",
+    "adaptive_avg_pool2d",
+    "adaptive_avg_pool2d_backward",
 )
 
 
@@ -416,126 +422,158 @@ class Conv2dBackward(Function):
 # ---------------------------------------------------------------- pooling
 
 
-class MaxPool2d(PlanewiseFunction):
-    """max_pool2d_with_argmax(input, kernel_size, ..., ceil_mode, indices, emulate)."""
-
-    @staticmethod
-    def forward(*args):
-        return call("max_pool2d_with_argmax", *args)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        input, *ctx.geometry, _, ctx.emulate = inputs
-        _, argmax = output
-        ctx.mark_non_differentiable(argmax)
-        ctx.set_materialize_grads(False)
-        _save(ctx, argmax)
-        ctx.like = (input.shape[2:], _is_channels_last(input))
-
-    @staticmethod
-    def backward(ctx, grad_output, _):
-        if grad_output is None:
-            return (None,) * 8
-        (argmax,) = ctx.saved_tensors
-        rest = (argmax, *ctx.like, *ctx.geometry, ctx.emulate)
-        return differentiable(MaxPool2dBackward, grad_output, *rest), *(None,) * 7
-
-    @_jvp
-    def jvp(ctx, saved, tangent, *_):
-        rest = (*saved, *ctx.geometry, ctx.emulate)
-        return differentiable(MaxPool2dGather, tangent, *rest), None
+# The formulas are the same for each way to lay out windows. Its ops take them as their arguments
+# between the tensors and the last ones: the `geometry`.
 
 
-class MaxPool2dBackward(PlanewiseFunction):
-    """max_pool2d_backward(grad_output, argmax, input_size, channels_last, ..., emulate)."""
-
-    @staticmethod
-    def forward(*args):
-        return call("max_pool2d_backward", *args)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        _, argmax, *ctx.like = inputs[:4]
-        *ctx.geometry, ctx.emulate = inputs[4:]
-        _save(ctx, argmax)
-
-    @staticmethod
-    def backward(ctx, grad_grad_input):
-        (argmax,) = ctx.saved_tensors
-        rest = (argmax, *ctx.geometry, ctx.emulate)
-        return differentiable(MaxPool2dGather, grad_grad_input, *rest), *(None,) * 9
-
-    @_jvp
-    def jvp(ctx, saved, tangent, *_):
-        rest = (*saved, *ctx.like, *ctx.geometry, ctx.emulate)
-        return differentiable(MaxPool2dBackward, tangent, *rest)
+def _named(op: str, *functions: type[Function]) -> tuple[type[Function], ...]:
+    """The Functions with the names that grad_fn shows: of adaptive_max_pool2d AdaptiveMaxPool2d."""
+    title = "".join(word.capitalize() for word in op.split("_"))
+    for function, suffix in zip(functions, ("", "Backward", "Gather"), strict=False):
+        function.__name__ = function.__qualname__ = title + suffix
+    return functions
 
 
-class MaxPool2dGather(PlanewiseFunction):
-    """max_pool2d_gather(input, argmax, kernel_size, ..., ceil_mode, emulate)."""
+def _max_pool(name: str) -> tuple[type[Function], ...]:
+    """The Functions of <name>_with_argmax, <name>_backward and <name>_gather."""
 
-    @staticmethod
-    def forward(*args):
-        return call("max_pool2d_gather", *args)
+    class Pool(PlanewiseFunction):
+        """<name>_with_argmax(input, *geometry, indices, emulate)."""
 
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        input, argmax, *ctx.geometry, ctx.emulate = inputs
-        _save(ctx, argmax)
-        ctx.like = (input.shape[2:], _is_channels_last(input))
+        @staticmethod
+        def forward(*args):
+            return call(f"{name}_with_argmax", *args)
 
-    @staticmethod
-    def backward(ctx, grad_output):
-        (argmax,) = ctx.saved_tensors
-        rest = (argmax, *ctx.like, *ctx.geometry, ctx.emulate)
-        return differentiable(MaxPool2dBackward, grad_output, *rest), *(None,) * 7
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            input, *ctx.geometry, _, ctx.emulate = inputs
+            _, argmax = output
+            ctx.mark_non_differentiable(argmax)
+            ctx.set_materialize_grads(False)
+            _save(ctx, argmax)
+            ctx.like = (input.shape[2:], _is_channels_last(input))
 
-    @_jvp
-    def jvp(ctx, saved, tangent, *_):
-        rest = (*saved, *ctx.geometry, ctx.emulate)
-        return differentiable(MaxPool2dGather, tangent, *rest)
+        @staticmethod
+        def backward(ctx, grad_output, _):
+            others = (None,) * (len(ctx.geometry) + 2)
+            if grad_output is None:
+                return None, *others
+            (argmax,) = ctx.saved_tensors
+            rest = (argmax, *ctx.like, *ctx.geometry, ctx.emulate)
+            return differentiable(PoolBackward, grad_output, *rest), *others
+
+        @_jvp
+        def jvp(ctx, saved, tangent, *_):
+            rest = (*saved, *ctx.geometry, ctx.emulate)
+            return differentiable(PoolGather, tangent, *rest), None
+
+    class PoolBackward(PlanewiseFunction):
+        """<name>_backward(grad_output, argmax, input_size, channels_last, *geometry, emulate)."""
+
+        @staticmethod
+        def forward(*args):
+            return call(f"{name}_backward", *args)
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            _, argmax, *ctx.like = inputs[:4]
+            *ctx.geometry, ctx.emulate = inputs[4:]
+            _save(ctx, argmax)
+
+        @staticmethod
+        def backward(ctx, grad_grad_input):
+            (argmax,) = ctx.saved_tensors
+            rest = (argmax, *ctx.geometry, ctx.emulate)
+            others = (None,) * (len(ctx.geometry) + 4)
+            return differentiable(PoolGather, grad_grad_input, *rest), *others
+
+        @_jvp
+        def jvp(ctx, saved, tangent, *_):
+            rest = (*saved, *ctx.like, *ctx.geometry, ctx.emulate)
+            return differentiable(PoolBackward, tangent, *rest)
+
+    class PoolGather(PlanewiseFunction):
+        """<name>_gather(input, argmax, *geometry, emulate)."""
+
+        @staticmethod
+        def forward(*args):
+            return call(f"{name}_gather", *args)
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            input, argmax, *ctx.geometry, ctx.emulate = inputs
+            _save(ctx, argmax)
+            ctx.like = (input.shape[2:], _is_channels_last(input))
+
+        @staticmethod
+        def backward(ctx, grad_output):
+            (argmax,) = ctx.saved_tensors
+            rest = (argmax, *ctx.like, *ctx.geometry, ctx.emulate)
+            others = (None,) * (len(ctx.geometry) + 2)
+            return differentiable(PoolBackward, grad_output, *rest), *others
+
+        @_jvp
+        def jvp(ctx, saved, tangent, *_):
+            rest = (*saved, *ctx.geometry, ctx.emulate)
+            return differentiable(PoolGather, tangent, *rest)
+
+    return _named(name, Pool, PoolBackward, PoolGather)
 
 
-class AvgPool2d(PlanewiseFunction):
-    """avg_pool2d(input, kernel_size, ..., divisor_override, emulate)."""
+def _avg_pool(name: str) -> tuple[type[Function], ...]:
+    """The Functions of <name> and <name>_backward; `emulate` ends their geometry."""
 
-    @staticmethod
-    def forward(*args):
-        return call("avg_pool2d", *args)
+    class Pool(PlanewiseFunction):
+        """<name>(input, *geometry)."""
 
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        input, *ctx.geometry = inputs
-        ctx.like = (input.shape[2:], _is_channels_last(input))
+        @staticmethod
+        def forward(*args):
+            return call(name, *args)
 
-    @staticmethod
-    def backward(ctx, grad_output):
-        rest = (*ctx.like, *ctx.geometry)
-        return differentiable(AvgPool2dBackward, grad_output, *rest), *(None,) * 7
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            input, *ctx.geometry = inputs
+            ctx.like = (input.shape[2:], _is_channels_last(input))
 
-    @_jvp
-    def jvp(ctx, saved, tangent, *_):
-        return differentiable(AvgPool2d, tangent, *ctx.geometry)
+        @staticmethod
+        def backward(ctx, grad_output):
+            rest = (*ctx.like, *ctx.geometry)
+            others = (None,) * len(ctx.geometry)
+            return differentiable(PoolBackward, grad_output, *rest), *others
+
+        @_jvp
+        def jvp(ctx, saved, tangent, *_):
+            return differentiable(Pool, tangent, *ctx.geometry)
+
+    class PoolBackward(PlanewiseFunction):
+        """<name>_backward(grad_output, input_size, channels_last, *geometry)."""
+
+        @staticmethod
+        def forward(*args):
+            return call(f"{name}_backward", *args)
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            ctx.like, ctx.geometry = inputs[1:3], inputs[3:]
+
+        @staticmethod
+        def backward(ctx, grad_grad_input):
+            others = (None,) * (len(ctx.geometry) + 2)
+            return differentiable(Pool, grad_grad_input, *ctx.geometry), *others
+
+        @_jvp
+        def jvp(ctx, saved, tangent, *_):
+            return differentiable(PoolBackward, tangent, *ctx.like, *ctx.geometry)
+
+    return _named(name, Pool, PoolBackward)
 
 
-class AvgPool2dBackward(PlanewiseFunction):
-    """avg_pool2d_backward(grad_output, input_size, channels_last, kernel_size, ..., emulate)."""
-
-    @staticmethod
-    def forward(*args):
-        return call("avg_pool2d_backward", *args)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.like, ctx.geometry = inputs[1:3], inputs[3:]
-
-    @staticmethod
-    def backward(ctx, grad_grad_input):
-        return differentiable(AvgPool2d, grad_grad_input, *ctx.geometry), *(None,) * 9
-
-    @_jvp
-    def jvp(ctx, saved, tangent, *_):
-        return differentiable(AvgPool2dBackward, tangent, *ctx.like, *ctx.geometry)
+MaxPool2d, MaxPool2dBackward, MaxPool2dGather = _max_pool("max_pool2d")
+AvgPool2d, AvgPool2dBackward = _avg_pool("avg_pool2d")
+AdaptiveMaxPool2d, AdaptiveMaxPool2dBackward, AdaptiveMaxPool2dGather = _max_pool(
+    "adaptive_max_pool2d"
+)
+AdaptiveAvgPool2d, AdaptiveAvgPool2dBackward = _avg_pool("adaptive_avg_pool2d")
 
 
 def differentiable(function: type[Function], *args: Any) -> Any:
@@ -579,32 +617,56 @@ def _conv2d_backward_fake(
     )
 
 
+def _argmax_like(index, window):
+    return torch.empty_like(index, dtype=torch.uint8 if window <= 254 else torch.int32)
+
+
 def _max_pool2d_with_argmax_fake(input, kernel_size, *rest):
     *geometry, indices, _ = rest
     output, index = torch.ops.aten.max_pool2d_with_indices(input, kernel_size, *geometry)
-    if indices:
-        return output, index
-    window = kernel_size[0] * kernel_size[1]
-    return output, torch.empty_like(index, dtype=torch.uint8 if window <= 254 else torch.int32)
+    return output, index if indices else _argmax_like(index, kernel_size[0] * kernel_size[1])
 
 
 def _max_pool2d_fake(input, *geometry_emulate):
     return torch.ops.aten.max_pool2d_with_indices(input, *geometry_emulate[:-1])[0]
 
 
-def _max_pool2d_backward_fake(grad_output, argmax, input_size, channels_last, *_):
-    return _empty(grad_output, (*grad_output.shape[:2], *input_size), channels_last)
-
-
-def _max_pool2d_gather_fake(input, argmax, *_):
-    return torch.empty_like(argmax, dtype=input.dtype)
-
-
 def _avg_pool2d_fake(input, *geometry_emulate):
     return torch.ops.aten.avg_pool2d(input, *geometry_emulate[:-1])
 
 
-def _avg_pool2d_backward_fake(grad_output, input_size, channels_last, *_):
+def _longest_adaptive_window(size, count):  # as in csrc/problem.h
+    if count == 0:
+        return 0
+    rest = size % count
+    return size // count + (0 if rest == 0 else 1 if count % rest == 0 else 2)
+
+
+def _adaptive_max_pool2d_with_argmax_fake(input, output_size, indices, _):
+    output, index = torch.ops.aten.adaptive_max_pool2d(input, output_size)
+    if indices:
+        return output, index
+    R, S = map(_longest_adaptive_window, input.shape[2:], output_size)
+    return output, _argmax_like(index, R * S)
+
+
+def _adaptive_max_pool2d_fake(input, output_size, _):
+    return torch.ops.aten.adaptive_max_pool2d(input, output_size)[0]
+
+
+def _adaptive_avg_pool2d_fake(input, output_size, _):
+    return torch.ops.aten._adaptive_avg_pool2d(input, output_size)
+
+
+def _max_pool_backward_fake(grad_output, argmax, input_size, channels_last, *_):
+    return _empty(grad_output, (*grad_output.shape[:2], *input_size), channels_last)
+
+
+def _max_pool_gather_fake(input, argmax, *_):
+    return torch.empty_like(argmax, dtype=input.dtype)
+
+
+def _avg_pool_backward_fake(grad_output, input_size, channels_last, *_):
     return _empty(grad_output, (*grad_output.shape[:2], *input_size), channels_last)
 
 
@@ -614,10 +676,16 @@ def _register() -> None:
         "conv2d_backward": _conv2d_backward_fake,
         "max_pool2d": _max_pool2d_fake,
         "max_pool2d_with_argmax": _max_pool2d_with_argmax_fake,
-        "max_pool2d_backward": _max_pool2d_backward_fake,
-        "max_pool2d_gather": _max_pool2d_gather_fake,
+        "max_pool2d_backward": _max_pool_backward_fake,
+        "max_pool2d_gather": _max_pool_gather_fake,
         "avg_pool2d": _avg_pool2d_fake,
-        "avg_pool2d_backward": _avg_pool2d_backward_fake,
+        "avg_pool2d_backward": _avg_pool_backward_fake,
+        "adaptive_max_pool2d": _adaptive_max_pool2d_fake,
+        "adaptive_max_pool2d_with_argmax": _adaptive_max_pool2d_with_argmax_fake,
+        "adaptive_max_pool2d_backward": _max_pool_backward_fake,
+        "adaptive_max_pool2d_gather": _max_pool_gather_fake,
+        "adaptive_avg_pool2d": _adaptive_avg_pool2d_fake,
+        "adaptive_avg_pool2d_backward": _avg_pool_backward_fake,
     }
     functions = {
         "conv2d": Conv2d,
@@ -627,6 +695,11 @@ def _register() -> None:
         "max_pool2d_gather": MaxPool2dGather,
         "avg_pool2d": AvgPool2d,
         "avg_pool2d_backward": AvgPool2dBackward,
+        "adaptive_max_pool2d_with_argmax": AdaptiveMaxPool2d,
+        "adaptive_max_pool2d_backward": AdaptiveMaxPool2dBackward,
+        "adaptive_max_pool2d_gather": AdaptiveMaxPool2dGather,
+        "adaptive_avg_pool2d": AdaptiveAvgPool2d,
+        "adaptive_avg_pool2d_backward": AdaptiveAvgPool2dBackward,
     }
     for name, fake in fakes.items():
         torch.library.register_fake(f"cnnkernels::{name}", fake)

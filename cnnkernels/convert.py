@@ -10,13 +10,22 @@ from torch.nn.modules import conv, pooling
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
-from cnnkernels.nn import AvgPool2d, Conv2d, ConvReLU2d, MaxPool2d
+from cnnkernels.nn import (
+    AdaptiveAvgPool2d,
+    AdaptiveMaxPool2d,
+    AvgPool2d,
+    Conv2d,
+    ConvReLU2d,
+    MaxPool2d,
+)
 
 # Which of our types replaces which of torch's.
 _REPLACEMENTS: dict[type[nn.Module], type[nn.Module]] = {
     nn.Conv2d: Conv2d,
     nn.MaxPool2d: MaxPool2d,
     nn.AvgPool2d: AvgPool2d,
+    nn.AdaptiveMaxPool2d: AdaptiveMaxPool2d,
+    nn.AdaptiveAvgPool2d: AdaptiveAvgPool2d,
 }
 
 # Rows of modules, named by their types after replacement, and what makes one module of them. It
@@ -69,7 +78,7 @@ class _Match(NamedTuple):
 
 
 def convert(model: nn.Module, fuse: bool = True, strict: bool = False) -> nn.Module:
-    """Replace Conv2d, MaxPool2d and AvgPool2d of :mod:`torch.nn` by ours, anywhere in `model`.
+    """Replace the 2-D convolutions and pools of :mod:`torch.nn` by ours, anywhere in `model`.
 
     The tree is changed in place. Parameters and buffers stay the same objects, so an optimizer
     made before still holds them; names, ``state_dict`` and training flags stay too. A module that

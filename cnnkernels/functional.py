@@ -15,6 +15,7 @@ from cnnkernels import autograd
 from cnnkernels.settings import settings
 
 Size = int | Sequence[int]
+OptionalSize = int | Sequence[int | None]
 
 
 def _pair(function: str, name: str, value: Any) -> list[int]:
@@ -164,6 +165,27 @@ def _pool_geometry(
     ]
 
 
+def _max_pool(
+    op: str,
+    function: type[torch.autograd.Function],
+    input: Tensor,
+    geometry: list,
+    return_indices: bool,
+) -> tuple[Tensor, ...]:
+    """The output, and its indices if they are to be returned or kept."""
+    batched = input if input.dim() == 4 else input.unsqueeze(0)
+    if autograd.recorded(input):
+        args = (batched, *geometry, bool(return_indices), settings.emulate)
+        outputs = autograd.apply(function, *args)
+    elif return_indices:
+        outputs = autograd.call(f"{op}_with_argmax", batched, *geometry, True, settings.emulate)
+    else:
+        outputs = (autograd.call(op, batched, *geometry, settings.emulate),)
+    if input.dim() == 3:
+        outputs = tuple(output.squeeze(0) for output in outputs)
+    return outputs
+
+
 def max_pool2d(
     input: Tensor,
     kernel_size: Size,
@@ -195,18 +217,7 @@ def max_pool2d(
     """
     geometry = _pool_geometry("max_pool2d", input, kernel_size, stride, padding)
     geometry += [_pair("max_pool2d", "dilation", dilation), bool(ceil_mode)]
-    batched = input if input.dim() == 4 else input.unsqueeze(0)
-
-    if autograd.recorded(input):
-        args = (batched, *geometry, bool(return_indices), settings.emulate)
-        outputs = autograd.apply(autograd.MaxPool2d, *args)
-    elif return_indices:
-        args = (batched, *geometry, True, settings.emulate)
-        outputs = autograd.call("max_pool2d_with_argmax", *args)
-    else:
-        outputs = (autograd.call("max_pool2d", batched, *geometry, settings.emulate),)
-    if input.dim() == 3:
-        outputs = tuple(output.squeeze(0) for output in outputs)
+    outputs = _max_pool("max_pool2d", autograd.MaxPool2d, input, geometry, return_indices)
     return outputs if return_indices else outputs[0]
 
 
@@ -242,4 +253,89 @@ def avg_pool2d(
 
     args = (batched, *geometry, bool(ceil_mode), bool(count_include_pad), divisor_override)
     output = autograd.differentiable(autograd.AvgPool2d, *args, settings.emulate)
+    return output if input.dim() == 4 else output.squeeze(0)
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
+
+
+def _output_size(function: str, input: Tensor, output_size: Any) -> list[int]:
+    """Height and width; None stands for the input's."""
+    _check_tensor(function, "input", input)
+    if _is_int(output_size):
+        size = [output_size, output_size]
+    elif isinstance(output_size, (list, tuple, torch.Size)):
+        if input.dim() <= len(output_size):
+            raise ValueError(f"Input dimension should be at least {len(output_size) + 1}")
+        own = input.shape[-len(output_size) :]
+        size = [o if n is None else n for n, o in zip(output_size, own, strict=False)]
+    else:
+        size = [output_size]
+    for item in size:
+        if not _is_int(item):
+            raise TypeError(
+                f"{function}(): argument 'output_size' must be int or tuple of ints, not "
+                f"{type(item).__name__}"
+            )
+    if len(size) != 2:
+        raise RuntimeError(f"{function}: output_size must be 2, but got {tuple(size)}")
+    _check_rank(function, input)
+    return size
+
+
+def adaptive_max_pool2d(
+    input: Tensor, output_size: OptionalSize, return_indices: bool = False
+) -> Tensor | tuple[Tensor, Tensor]:
+    """2-D max pooling to a given size, :func:`torch.nn.functional.adaptive_max_pool2d`.
+
+    Output row p is of the input rows from floor(p * H / P) to ceil((p + 1) * H / P); likewise the
+    columns. Of equal values the first one wins; NaN beats all, and of several the last one gives
+    the index.
+
+    Args:
+        input: (N, C, H, W) or (C, H, W).
+        output_size: P and Q, or one int for both; None for the input's.
+        return_indices: also return the maxima's indices, h * W + w in their input plane, as
+            :class:`torch.nn.MaxUnpool2d` takes them.
+
+    Returns:
+        (N, C, P, Q) or (C, P, Q); with `return_indices` a pair of it and an int64 tensor.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: an input of two dimensions or less.
+        RuntimeError: values out of range, an empty input, an unsupported dtype.
+    """
+    geometry = [_output_size("adaptive_max_pool2d", input, output_size)]
+    if input.dim() == 4 and input.shape[1] == 0:  # an average of no channels is one, to torch
+        raise RuntimeError(
+            "adaptive_max_pool2d(): Expected input to have non-zero size for non-batch "
+            f"dimensions, but input has sizes {list(input.shape)} with dimension 1 being empty"
+        )
+    function = autograd.AdaptiveMaxPool2d
+    outputs = _max_pool("adaptive_max_pool2d", function, input, geometry, return_indices)
+    return outputs if return_indices else outputs[0]
+
+
+def adaptive_avg_pool2d(input: Tensor, output_size: OptionalSize) -> Tensor:
+    """2-D average pooling to a given size, :func:`torch.nn.functional.adaptive_avg_pool2d`.
+
+    Windows as in :func:`adaptive_max_pool2d`; to size 1 it is global average pooling.
+
+    Args:
+        input: (N, C, H, W) or (C, H, W).
+        output_size: P and Q, or one int for both; None for the input's.
+
+    Returns:
+        (N, C, P, Q) or (C, P, Q).
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: an input of two dimensions or less.
+        RuntimeError: values out of range, an empty input, an unsupported dtype.
+    """
+    size = _output_size("adaptive_avg_pool2d", input, output_size)
+    batched = input if input.dim() == 4 else input.unsqueeze(0)
+    output = autograd.differentiable(autograd.AdaptiveAvgPool2d, batched, size, settings.emulate)
     return output if input.dim() == 4 else output.squeeze(0)

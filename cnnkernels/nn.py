@@ -76,3 +76,27 @@ class AvgPool2d(nn.AvgPool2d):
             self.count_include_pad,
             self.divisor_override,
         )
+
+
+class AdaptiveMaxPool2d(nn.AdaptiveMaxPool2d):
+    """2-D max pooling to a given size, :class:`torch.nn.AdaptiveMaxPool2d`: same arguments, errors.
+
+    Takes (N, C, H, W) or (C, H, W), gives (N, C, P, Q) or (C, P, Q), and with `return_indices`
+    int64 indices beside it; see :func:`cnnkernels.functional.adaptive_max_pool2d`.
+    """
+
+    def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """The maximum of each window."""
+        return functional.adaptive_max_pool2d(input, self.output_size, self.return_indices)
+
+
+class AdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
+    """2-D average pooling to a given size, :class:`torch.nn.AdaptiveAvgPool2d`: same arguments.
+
+    Takes (N, C, H, W) or (C, H, W), gives (N, C, P, Q) or (C, P, Q); see
+    :func:`cnnkernels.functional.adaptive_avg_pool2d`.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The average of each window."""
+        return functional.adaptive_avg_pool2d(input, self.output_size)

@@ -166,7 +166,7 @@ def _kernel_profile(counters: dict) -> KernelProfile:
     kinds = ("global_load", "global_store", "global_atomic", "shared_load", "shared_store")
     parts = ("requests", "bytes", "units", "ideal")
     traffic = {kind: Traffic(*(counters.pop(f"{kind}_{part}") for part in parts)) for kind in kinds}
-    kernel = re.sub(r"cnnkernels::\w+::", "", counters.pop("kernel"))
+    kernel = re.sub(r"cnnkernels::(\w+::)?", "", counters.pop("kernel"))
     return KernelProfile(kernel=kernel, **counters, **traffic)
 
 

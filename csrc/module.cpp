@@ -36,7 +36,7 @@ std::string algorithms_json(Backend backend) {
                   {"wgrad", algorithm.wgrad != nullptr},
                   {"bgrad", algorithm.bgrad != nullptr}};
   };
-  const auto pool = [](const Pool2dAlgorithm& algorithm) {
+  const auto pool = [](const auto& algorithm) {
     return Passes{{"max_forward", algorithm.max_forward != nullptr},
                   {"max_backward", algorithm.max_backward != nullptr},
                   {"max_gather", algorithm.max_gather != nullptr},
@@ -44,7 +44,8 @@ std::string algorithms_json(Backend backend) {
                   {"avg_backward", algorithm.avg_backward != nullptr}};
   };
   return object(quoted("conv2d") + ": " + list(conv2d_algorithms(backend), conv) + ", " +
-                quoted("pool2d") + ": " + list(pool2d_algorithms(backend), pool));
+                quoted("pool2d") + ": " + list(pool2d_algorithms(backend), pool) + ", " +
+                quoted("adaptive_pool2d") + ": " + list(adaptive_pool2d_algorithms(backend), pool));
 }
 
 }  // namespace

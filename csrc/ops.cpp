@@ -167,6 +167,11 @@ const std::vector<Pool2dAlgorithm>& algorithms(Backend backend, const Pool2dProb
   return pool2d_algorithms(backend);
 }
 
+const std::vector<AdaptivePool2dAlgorithm>& algorithms(Backend backend,
+                                                       const AdaptivePool2dProblem&) {
+  return adaptive_pool2d_algorithms(backend);
+}
+
 // The given pass of the first algorithm that can run the problem.
 template <class Problem, class Algorithm, class Pass>
 Pass choose(Backend backend, const Problem& problem, Dtype dtype, Pass Algorithm::* pass) {
@@ -358,12 +363,13 @@ struct PoolArguments {
   bool ceil_mode;
 };
 
-Ints output_sizes(const Pool2dProblem& problem) {
+template <class Problem>
+Ints output_sizes(const Problem& problem) {
   return {problem.N, problem.C, problem.P, problem.Q};
 }
 
 // Sizes only; strides come from the tensors at hand.
-Pool2dProblem pool_problem(const Ints& sizes, const PoolArguments& arguments) {
+Pool2dProblem problem_of(const Ints& sizes, const PoolArguments& arguments) {
   const auto &kernel = arguments.kernel_size, &stride = arguments.stride,
              &padding = arguments.padding, &dilation = arguments.dilation;
   int64_t output[2];
@@ -409,26 +415,58 @@ Pool2dProblem pool_problem(const Ints& sizes, const PoolArguments& arguments) {
   return problem;
 }
 
-Pool2dProblem forward_problem(const Tensor& input, const PoolArguments& arguments) {
+struct AdaptiveArguments {
+  const Ints& output_size;
+};
+
+AdaptivePool2dProblem problem_of(const Ints& sizes, const AdaptiveArguments& arguments) {
+  const Ints& output = arguments.output_size;
+  for (int i = 2; i < 4; ++i)
+    STD_TORCH_CHECK(sizes[i] > 0,
+                    "Expected input to have non-zero size for non-batch dimensions, but input has "
+                    "sizes ",
+                    text(sizes), " with dimension ", i, " being empty");
+  STD_TORCH_CHECK(output[0] >= 0 && output[1] >= 0,
+                  "elements of output_size must be greater than or equal to 0 but received ",
+                  text(output));
+  AdaptivePool2dProblem problem{};
+  problem.N = narrow(sizes[0], "N"), problem.C = narrow(sizes[1], "C");
+  problem.H = narrow(sizes[2], "H"), problem.W = narrow(sizes[3], "W");
+  problem.P = narrow(output[0], "output height"), problem.Q = narrow(output[1], "output width");
+  problem.R = problem.P == 0 ? 0 : longest_adaptive_window(problem.H, problem.P);
+  problem.S = problem.Q == 0 ? 0 : longest_adaptive_window(problem.W, problem.Q);
+  return problem;
+}
+
+// The problem of a forward pass: `arguments` are PoolArguments or AdaptiveArguments.
+template <class Arguments>
+auto forward_problem(const Tensor& input, const Arguments& arguments) {
   check_rank(input, "input");
-  Pool2dProblem problem = pool_problem(sizes_of(input), arguments);
+  auto problem = problem_of(sizes_of(input), arguments);
   problem.input = strides_of(input);
   return problem;
 }
 
 // input_size is H, W; the planes are grad_output's.
-Pool2dProblem backward_problem(const Tensor& grad_output, const Ints& input_size,
-                               const PoolArguments& arguments) {
+template <class Arguments>
+auto backward_problem(const Tensor& grad_output, const Ints& input_size,
+                      const Arguments& arguments) {
   check_rank(grad_output, "grad_output");
-  Pool2dProblem problem = pool_problem(
+  auto problem = problem_of(
       {grad_output.size(0), grad_output.size(1), input_size[0], input_size[1]}, arguments);
   check_operand(grad_output, "grad_output", output_sizes(problem), grad_output);
+  STD_TORCH_CHECK(problem.P > 0 && problem.Q > 0,
+                  "Expected grad_output to have non-zero size for non-batch dimensions, but "
+                  "grad_output has sizes ",
+                  text(grad_output.sizes()));
   problem.output = strides_of(grad_output);
   return problem;
 }
 
-Argmax compact_argmax(const Pool2dProblem& problem) {
+template <class Problem>
+Argmax compact_argmax(const Problem& problem) {
   const int64_t window = static_cast<int64_t>(problem.R) * problem.S;
+  narrow(window, "window");
   return window <= kMaxByteWindow ? Argmax::uint8 : Argmax::int32;
 }
 
@@ -438,7 +476,8 @@ int32_t argmax_dtype(Argmax kind) {
 }
 
 // The kind of a stored argmax, checked against the problem.
-Argmax argmax_of(const Tensor& argmax, const Pool2dProblem& problem) {
+template <class Problem>
+Argmax argmax_of(const Tensor& argmax, const Problem& problem) {
   const ScalarType type = argmax.scalar_type();
   const Argmax kind = type == ScalarType::Long ? Argmax::int64 : compact_argmax(problem);
   const ScalarType expected = kind == Argmax::int64   ? ScalarType::Long
@@ -451,19 +490,21 @@ Argmax argmax_of(const Tensor& argmax, const Pool2dProblem& problem) {
   return kind;
 }
 
-std::tuple<Tensor, Tensor> max_forward(const Tensor& input, const PoolArguments& arguments,
-                                       bool want_argmax, bool indices, bool emulate) {
-  Pool2dProblem problem = forward_problem(input, arguments);
+// The passes of both kinds of pooling. Their problem has all but the strides of what they allocate
+// and of the argmax.
+
+template <class Problem>
+std::tuple<Tensor, Tensor> max_forward(Problem problem, const Tensor& input, bool want_argmax,
+                                       bool indices, bool emulate) {
+  const Argmax compact = compact_argmax(problem);
+  const Argmax kind = !want_argmax ? Argmax::none : indices ? Argmax::int64 : compact;
   Placement placement(input, emulate);
   const auto forward =
-      choose(placement.backend, problem, dtype_of(input), &Pool2dAlgorithm::max_forward);
+      choose(placement.backend, problem, dtype_of(input), &PoolAlgorithm<Problem>::max_forward);
 
   const bool channels_last = is_channels_last(input);
   const Tensor output = empty(input, output_sizes(problem), channels_last);
   problem.output = problem.argmax = strides_of(output);
-  const Argmax kind = !want_argmax ? Argmax::none
-                      : indices    ? Argmax::int64
-                                   : compact_argmax(problem);
   const Tensor argmax = want_argmax
                             ? empty(input, output_sizes(problem), channels_last, argmax_dtype(kind))
                             : Tensor();
@@ -473,31 +514,14 @@ std::tuple<Tensor, Tensor> max_forward(const Tensor& input, const PoolArguments&
   return {output, argmax};
 }
 
-Tensor max_pool2d(const Tensor& input, const Ints& kernel_size, const Ints& stride,
-                  const Ints& padding, const Ints& dilation, bool ceil_mode, bool emulate) {
-  return std::get<0>(max_forward(input, {kernel_size, stride, padding, dilation, ceil_mode}, false,
-                                 false, emulate));
-}
-
-std::tuple<Tensor, Tensor> max_pool2d_with_argmax(const Tensor& input, const Ints& kernel_size,
-                                                  const Ints& stride, const Ints& padding,
-                                                  const Ints& dilation, bool ceil_mode,
-                                                  bool indices, bool emulate) {
-  return max_forward(input, {kernel_size, stride, padding, dilation, ceil_mode}, true, indices,
-                     emulate);
-}
-
-Tensor max_pool2d_backward(const Tensor& grad_output, const Tensor& argmax, const Ints& input_size,
-                           bool channels_last, const Ints& kernel_size, const Ints& stride,
-                           const Ints& padding, const Ints& dilation, bool ceil_mode,
-                           bool emulate) {
-  Pool2dProblem problem = backward_problem(grad_output, input_size,
-                                           {kernel_size, stride, padding, dilation, ceil_mode});
+template <class Problem>
+Tensor max_backward(Problem problem, const Tensor& grad_output, const Tensor& argmax,
+                    bool channels_last, bool emulate) {
   const Argmax kind = argmax_of(argmax, problem);
   problem.argmax = strides_of(argmax);
   Placement placement(grad_output, emulate);
-  const auto backward =
-      choose(placement.backend, problem, dtype_of(grad_output), &Pool2dAlgorithm::max_backward);
+  const auto backward = choose(placement.backend, problem, dtype_of(grad_output),
+                               &PoolAlgorithm<Problem>::max_backward);
 
   const Tensor grad_input =
       empty(grad_output, {problem.N, problem.C, problem.H, problem.W}, channels_last);
@@ -509,16 +533,13 @@ Tensor max_pool2d_backward(const Tensor& grad_output, const Tensor& argmax, cons
   return grad_input;
 }
 
-Tensor max_pool2d_gather(const Tensor& input, const Tensor& argmax, const Ints& kernel_size,
-                         const Ints& stride, const Ints& padding, const Ints& dilation,
-                         bool ceil_mode, bool emulate) {
-  Pool2dProblem problem =
-      forward_problem(input, {kernel_size, stride, padding, dilation, ceil_mode});
+template <class Problem>
+Tensor max_gather(Problem problem, const Tensor& input, const Tensor& argmax, bool emulate) {
   const Argmax kind = argmax_of(argmax, problem);
   problem.argmax = strides_of(argmax);
   Placement placement(input, emulate);
   const auto gather =
-      choose(placement.backend, problem, dtype_of(input), &Pool2dAlgorithm::max_gather);
+      choose(placement.backend, problem, dtype_of(input), &PoolAlgorithm<Problem>::max_gather);
 
   const Tensor output = empty(input, output_sizes(problem), is_channels_last(argmax));
   problem.output = strides_of(output);
@@ -528,24 +549,11 @@ Tensor max_pool2d_gather(const Tensor& input, const Tensor& argmax, const Ints& 
   return output;
 }
 
-const Ints kNoDilation{1, 1};
-
-void set_divisor(Pool2dProblem& problem, bool count_include_pad,
-                 const std::optional<int64_t>& divisor_override) {
-  STD_TORCH_CHECK(!divisor_override || *divisor_override != 0, "divisor must be not zero");
-  problem.count_include_pad = count_include_pad;
-  problem.divisor_override = divisor_override.value_or(0);
-}
-
-Tensor avg_pool2d(const Tensor& input, const Ints& kernel_size, const Ints& stride,
-                  const Ints& padding, bool ceil_mode, bool count_include_pad,
-                  std::optional<int64_t> divisor_override, bool emulate) {
-  Pool2dProblem problem =
-      forward_problem(input, {kernel_size, stride, padding, kNoDilation, ceil_mode});
-  set_divisor(problem, count_include_pad, divisor_override);
+template <class Problem>
+Tensor avg_forward(Problem problem, const Tensor& input, bool emulate) {
   Placement placement(input, emulate);
   const auto forward =
-      choose(placement.backend, problem, dtype_of(input), &Pool2dAlgorithm::avg_forward);
+      choose(placement.backend, problem, dtype_of(input), &PoolAlgorithm<Problem>::avg_forward);
 
   const Tensor output = empty(input, output_sizes(problem), is_channels_last(input));
   problem.output = strides_of(output);
@@ -555,16 +563,11 @@ Tensor avg_pool2d(const Tensor& input, const Ints& kernel_size, const Ints& stri
   return output;
 }
 
-Tensor avg_pool2d_backward(const Tensor& grad_output, const Ints& input_size, bool channels_last,
-                           const Ints& kernel_size, const Ints& stride, const Ints& padding,
-                           bool ceil_mode, bool count_include_pad,
-                           std::optional<int64_t> divisor_override, bool emulate) {
-  Pool2dProblem problem = backward_problem(grad_output, input_size,
-                                           {kernel_size, stride, padding, kNoDilation, ceil_mode});
-  set_divisor(problem, count_include_pad, divisor_override);
+template <class Problem>
+Tensor avg_backward(Problem problem, const Tensor& grad_output, bool channels_last, bool emulate) {
   Placement placement(grad_output, emulate);
-  const auto backward =
-      choose(placement.backend, problem, dtype_of(grad_output), &Pool2dAlgorithm::avg_backward);
+  const auto backward = choose(placement.backend, problem, dtype_of(grad_output),
+                               &PoolAlgorithm<Problem>::avg_backward);
 
   const Tensor grad_input =
       empty(grad_output, {problem.N, problem.C, problem.H, problem.W}, channels_last);
@@ -573,6 +576,102 @@ Tensor avg_pool2d_backward(const Tensor& grad_output, const Ints& input_size, bo
     backward(problem, dtype_of(grad_output), placement.in("grad_output", grad_output),
              placement.out("grad_input", grad_input), placement.stream);
   return grad_input;
+}
+
+// ---------------------------------------------------------------- regular pooling
+
+Tensor max_pool2d(const Tensor& input, const Ints& kernel_size, const Ints& stride,
+                  const Ints& padding, const Ints& dilation, bool ceil_mode, bool emulate) {
+  const PoolArguments arguments{kernel_size, stride, padding, dilation, ceil_mode};
+  return std::get<0>(max_forward(forward_problem(input, arguments), input, false, false, emulate));
+}
+
+std::tuple<Tensor, Tensor> max_pool2d_with_argmax(const Tensor& input, const Ints& kernel_size,
+                                                  const Ints& stride, const Ints& padding,
+                                                  const Ints& dilation, bool ceil_mode,
+                                                  bool indices, bool emulate) {
+  const PoolArguments arguments{kernel_size, stride, padding, dilation, ceil_mode};
+  return max_forward(forward_problem(input, arguments), input, true, indices, emulate);
+}
+
+Tensor max_pool2d_backward(const Tensor& grad_output, const Tensor& argmax, const Ints& input_size,
+                           bool channels_last, const Ints& kernel_size, const Ints& stride,
+                           const Ints& padding, const Ints& dilation, bool ceil_mode,
+                           bool emulate) {
+  const PoolArguments arguments{kernel_size, stride, padding, dilation, ceil_mode};
+  return max_backward(backward_problem(grad_output, input_size, arguments), grad_output, argmax,
+                      channels_last, emulate);
+}
+
+Tensor max_pool2d_gather(const Tensor& input, const Tensor& argmax, const Ints& kernel_size,
+                         const Ints& stride, const Ints& padding, const Ints& dilation,
+                         bool ceil_mode, bool emulate) {
+  const PoolArguments arguments{kernel_size, stride, padding, dilation, ceil_mode};
+  return max_gather(forward_problem(input, arguments), input, argmax, emulate);
+}
+
+const Ints kNoDilation{1, 1};
+
+Pool2dProblem with_divisor(Pool2dProblem problem, bool count_include_pad,
+                           const std::optional<int64_t>& divisor_override) {
+  STD_TORCH_CHECK(!divisor_override || *divisor_override != 0, "divisor must be not zero");
+  problem.count_include_pad = count_include_pad;
+  problem.divisor_override = divisor_override.value_or(0);
+  return problem;
+}
+
+Tensor avg_pool2d(const Tensor& input, const Ints& kernel_size, const Ints& stride,
+                  const Ints& padding, bool ceil_mode, bool count_include_pad,
+                  std::optional<int64_t> divisor_override, bool emulate) {
+  const PoolArguments arguments{kernel_size, stride, padding, kNoDilation, ceil_mode};
+  const Pool2dProblem problem = forward_problem(input, arguments);
+  return avg_forward(with_divisor(problem, count_include_pad, divisor_override), input, emulate);
+}
+
+Tensor avg_pool2d_backward(const Tensor& grad_output, const Ints& input_size, bool channels_last,
+                           const Ints& kernel_size, const Ints& stride, const Ints& padding,
+                           bool ceil_mode, bool count_include_pad,
+                           std::optional<int64_t> divisor_override, bool emulate) {
+  const PoolArguments arguments{kernel_size, stride, padding, kNoDilation, ceil_mode};
+  const Pool2dProblem problem = backward_problem(grad_output, input_size, arguments);
+  return avg_backward(with_divisor(problem, count_include_pad, divisor_override), grad_output,
+                      channels_last, emulate);
+}
+
+// ---------------------------------------------------------------- adaptive pooling
+
+Tensor adaptive_max_pool2d(const Tensor& input, const Ints& output_size, bool emulate) {
+  return std::get<0>(max_forward(forward_problem(input, AdaptiveArguments{output_size}), input,
+                                 false, false, emulate));
+}
+
+std::tuple<Tensor, Tensor> adaptive_max_pool2d_with_argmax(const Tensor& input,
+                                                           const Ints& output_size, bool indices,
+                                                           bool emulate) {
+  return max_forward(forward_problem(input, AdaptiveArguments{output_size}), input, true, indices,
+                     emulate);
+}
+
+Tensor adaptive_max_pool2d_backward(const Tensor& grad_output, const Tensor& argmax,
+                                    const Ints& input_size, bool channels_last,
+                                    const Ints& output_size, bool emulate) {
+  return max_backward(backward_problem(grad_output, input_size, AdaptiveArguments{output_size}),
+                      grad_output, argmax, channels_last, emulate);
+}
+
+Tensor adaptive_max_pool2d_gather(const Tensor& input, const Tensor& argmax,
+                                  const Ints& output_size, bool emulate) {
+  return max_gather(forward_problem(input, AdaptiveArguments{output_size}), input, argmax, emulate);
+}
+
+Tensor adaptive_avg_pool2d(const Tensor& input, const Ints& output_size, bool emulate) {
+  return avg_forward(forward_problem(input, AdaptiveArguments{output_size}), input, emulate);
+}
+
+Tensor adaptive_avg_pool2d_backward(const Tensor& grad_output, const Ints& input_size,
+                                    bool channels_last, const Ints& output_size, bool emulate) {
+  return avg_backward(backward_problem(grad_output, input_size, AdaptiveArguments{output_size}),
+                      grad_output, channels_last, emulate);
 }
 
 template <class Library>
@@ -585,6 +684,12 @@ void register_kernels(Library& m) {
   m.impl("max_pool2d_gather", TORCH_BOX(&max_pool2d_gather));
   m.impl("avg_pool2d", TORCH_BOX(&avg_pool2d));
   m.impl("avg_pool2d_backward", TORCH_BOX(&avg_pool2d_backward));
+  m.impl("adaptive_max_pool2d", TORCH_BOX(&adaptive_max_pool2d));
+  m.impl("adaptive_max_pool2d_with_argmax", TORCH_BOX(&adaptive_max_pool2d_with_argmax));
+  m.impl("adaptive_max_pool2d_backward", TORCH_BOX(&adaptive_max_pool2d_backward));
+  m.impl("adaptive_max_pool2d_gather", TORCH_BOX(&adaptive_max_pool2d_gather));
+  m.impl("adaptive_avg_pool2d", TORCH_BOX(&adaptive_avg_pool2d));
+  m.impl("adaptive_avg_pool2d_backward", TORCH_BOX(&adaptive_avg_pool2d_backward));
 }
 
 }  // namespace
@@ -624,6 +729,20 @@ STABLE_TORCH_LIBRARY(cnnkernels, m) {
       "avg_pool2d_backward(Tensor grad_output, SymInt[2] input_size, bool channels_last, "
       "SymInt[2] kernel_size, SymInt[2] stride, SymInt[2] padding, bool ceil_mode, "
       "bool count_include_pad, int? divisor_override, bool emulate) -> Tensor");
+  m.def("adaptive_max_pool2d(Tensor input, SymInt[2] output_size, bool emulate) -> Tensor");
+  m.def(
+      "adaptive_max_pool2d_with_argmax(Tensor input, SymInt[2] output_size, bool indices, "
+      "bool emulate) -> (Tensor, Tensor)");
+  m.def(
+      "adaptive_max_pool2d_backward(Tensor grad_output, Tensor argmax, SymInt[2] input_size, "
+      "bool channels_last, SymInt[2] output_size, bool emulate) -> Tensor");
+  m.def(
+      "adaptive_max_pool2d_gather(Tensor input, Tensor argmax, SymInt[2] output_size, "
+      "bool emulate) -> Tensor");
+  m.def("adaptive_avg_pool2d(Tensor input, SymInt[2] output_size, bool emulate) -> Tensor");
+  m.def(
+      "adaptive_avg_pool2d_backward(Tensor grad_output, SymInt[2] input_size, bool channels_last, "
+      "SymInt[2] output_size, bool emulate) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(cnnkernels, CPU, m) { cnnkernels::register_kernels(m); }

@@ -59,6 +59,22 @@ constexpr Range windows_over(int x, int pad, int extent, int stride, int count) 
   return {begin, end < count ? end : count};
 }
 
+// The positions under window i of `count` that cover [0, size) in adaptive pooling: from
+// floor(i * size / count) to ceil((i + 1) * size / count) (torch.nn.AdaptiveAvgPool2d). The windows
+// over position i are given by the same formula with `size` and `count` exchanged.
+constexpr Range adaptive_window(int i, int size, int count) {
+  const int64_t begin = static_cast<int64_t>(i) * size / count;
+  const int64_t end = (static_cast<int64_t>(i + 1) * size + count - 1) / count;
+  return {static_cast<int>(begin), static_cast<int>(end)};
+}
+
+// The longest of those windows. With size = k * count + m they begin at fractions of
+// 1 / (count / gcd(m, count)), and reach over one more position than k, or two.
+constexpr int longest_adaptive_window(int size, int count) {
+  const int rest = size % count;
+  return size / count + (rest == 0 ? 0 : count % rest == 0 ? 1 : 2);
+}
+
 // The output position whose tap at `offset` (tap * dilation - padding) reads input position x:
 // the p with p * stride + offset == x, or -1 where there is none in [0, count).
 constexpr int reader_of(int x, int offset, int stride, int count) {
@@ -147,6 +163,37 @@ struct Pool2dProblem {
     const int end = start + size < limit ? start + size : limit;
     return end > begin ? end - begin : 0;
   }
+};
+
+// Pooling to a given size, P x Q: output[n, c, p, q] = max or average of the input over the rows of
+// adaptive_window(p, H, P) and the columns of adaptive_window(q, W, Q). Windows vary in size; their
+// taps count from the first pixel. The functions are those of Pool2dProblem.
+struct AdaptivePool2dProblem {
+  int N, C, H, W;  // input
+  int R, S;        // the largest window
+  int P, Q;        // output
+  Strides input;   // of input or grad_input
+  Strides output;  // of output or grad_output
+  Strides argmax;  // of the positions of the maxima
+
+  static constexpr int dilation_h = 1, dilation_w = 1;
+
+  constexpr int input_h(int p, int r) const { return adaptive_window(p, H, P).begin + r; }
+  constexpr int input_w(int q, int s) const { return adaptive_window(q, W, Q).begin + s; }
+  constexpr Range rows(int p) const { return taps(adaptive_window(p, H, P)); }
+  constexpr Range columns(int q) const { return taps(adaptive_window(q, W, Q)); }
+
+  constexpr Range windows_over_row(int h) const { return adaptive_window(h, P, H); }
+  constexpr Range windows_over_column(int w) const { return adaptive_window(w, Q, W); }
+  constexpr int tap_row(int h, int p) const { return h - input_h(p, 0); }
+  constexpr int tap_column(int w, int q) const { return w - input_w(q, 0); }
+
+  constexpr int64_t divisor(int p, int q) const {
+    return static_cast<int64_t>(rows(p).end) * columns(q).end;
+  }
+
+ private:
+  static constexpr Range taps(const Range& window) { return {0, window.end - window.begin}; }
 };
 
 }  // namespace cnnkernels

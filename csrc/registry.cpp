@@ -6,6 +6,7 @@ namespace cnnkernels {
 namespace cuda {
 std::vector<Conv2dAlgorithm> conv2d_algorithms() { return {}; }
 std::vector<Pool2dAlgorithm> pool2d_algorithms() { return {}; }
+std::vector<AdaptivePool2dAlgorithm> adaptive_pool2d_algorithms() { return {}; }
 }  // namespace cuda
 #endif
 
@@ -20,6 +21,13 @@ const std::vector<Pool2dAlgorithm>& pool2d_algorithms(Backend backend) {
   static const std::vector<Pool2dAlgorithm> lists[] = {
       cpu::pool2d_algorithms(), emulated::pool2d_algorithms(), instrumented::pool2d_algorithms(),
       cuda::pool2d_algorithms()};
+  return lists[static_cast<int>(backend)];
+}
+
+const std::vector<AdaptivePool2dAlgorithm>& adaptive_pool2d_algorithms(Backend backend) {
+  static const std::vector<AdaptivePool2dAlgorithm> lists[] = {
+      cpu::adaptive_pool2d_algorithms(), emulated::adaptive_pool2d_algorithms(),
+      instrumented::adaptive_pool2d_algorithms(), cuda::adaptive_pool2d_algorithms()};
   return lists[static_cast<int>(backend)];
 }
 

@@ -45,24 +45,28 @@ struct Conv2dAlgorithm {
                 void* grad_bias, Stream);
 };
 
-struct Pool2dAlgorithm {
+// The same for pooling, regular or adaptive.
+template <class Problem>
+struct PoolAlgorithm {
   const char* name;
-  const char* (*unsupported)(const Pool2dProblem&, Dtype);
+  const char* (*unsupported)(const Problem&, Dtype);
 
   // argmax is null where its kind is none.
-  void (*max_forward)(const Pool2dProblem&, Dtype, const void* input, void* output, void* argmax,
-                      Argmax, Stream);
+  void (*max_forward)(const Problem&, Dtype, const void* input, void* output, void* argmax, Argmax,
+                      Stream);
   // grad_input[h, w] = sum of grad_output over the windows whose maximum lies at (h, w).
-  void (*max_backward)(const Pool2dProblem&, Dtype, const void* grad_output, const void* argmax,
-                       Argmax, void* grad_input, Stream);
+  void (*max_backward)(const Problem&, Dtype, const void* grad_output, const void* argmax, Argmax,
+                       void* grad_input, Stream);
   // output[p, q] = input at the position that argmax names: the derivative of max_backward,
   // and the tangent of max_forward.
-  void (*max_gather)(const Pool2dProblem&, Dtype, const void* input, const void* argmax, Argmax,
+  void (*max_gather)(const Problem&, Dtype, const void* input, const void* argmax, Argmax,
                      void* output, Stream);
-  void (*avg_forward)(const Pool2dProblem&, Dtype, const void* input, void* output, Stream);
-  void (*avg_backward)(const Pool2dProblem&, Dtype, const void* grad_output, void* grad_input,
-                       Stream);
+  void (*avg_forward)(const Problem&, Dtype, const void* input, void* output, Stream);
+  void (*avg_backward)(const Problem&, Dtype, const void* grad_output, void* grad_input, Stream);
 };
+
+using Pool2dAlgorithm = PoolAlgorithm<Pool2dProblem>;
+using AdaptivePool2dAlgorithm = PoolAlgorithm<AdaptivePool2dProblem>;
 
 // `instrumented` are the emulated kernels, compiled so that the emulator can observe them.
 enum class Backend { cpu, emulated, instrumented, cuda };
@@ -70,25 +74,30 @@ enum class Backend { cpu, emulated, instrumented, cuda };
 // The lists of a backend, in order of preference. CUDA's are empty in a build without nvcc.
 const std::vector<Conv2dAlgorithm>& conv2d_algorithms(Backend);
 const std::vector<Pool2dAlgorithm>& pool2d_algorithms(Backend);
+const std::vector<AdaptivePool2dAlgorithm>& adaptive_pool2d_algorithms(Backend);
 
 namespace cpu {
 std::vector<Conv2dAlgorithm> conv2d_algorithms();
 std::vector<Pool2dAlgorithm> pool2d_algorithms();
+std::vector<AdaptivePool2dAlgorithm> adaptive_pool2d_algorithms();
 }  // namespace cpu
 
 namespace emulated {
 std::vector<Conv2dAlgorithm> conv2d_algorithms();
 std::vector<Pool2dAlgorithm> pool2d_algorithms();
+std::vector<AdaptivePool2dAlgorithm> adaptive_pool2d_algorithms();
 }  // namespace emulated
 
 namespace instrumented {
 std::vector<Conv2dAlgorithm> conv2d_algorithms();
 std::vector<Pool2dAlgorithm> pool2d_algorithms();
+std::vector<AdaptivePool2dAlgorithm> adaptive_pool2d_algorithms();
 }  // namespace instrumented
 
 namespace cuda {
 std::vector<Conv2dAlgorithm> conv2d_algorithms();
 std::vector<Pool2dAlgorithm> pool2d_algorithms();
+std::vector<AdaptivePool2dAlgorithm> adaptive_pool2d_algorithms();
 }  // namespace cuda
 
 }  // namespace cnnkernels

@@ -25,6 +25,11 @@ POOLS = {
     "max_unbatched": lambda x: ours.max_pool2d(x[0], 2),
     "avg": lambda x: ours.avg_pool2d(x, 3, 2, 1),
     "avg_ceil": lambda x: ours.avg_pool2d(x, (2, 3), 2, ceil_mode=True, count_include_pad=False),
+    "adaptive_max": lambda x: ours.adaptive_max_pool2d(x, (4, 3)),
+    "adaptive_max_indices": lambda x: ours.adaptive_max_pool2d(x, (1, 9), return_indices=True)[0],
+    "adaptive_max_unbatched": lambda x: ours.adaptive_max_pool2d(x[0], 2),
+    "adaptive_avg": lambda x: ours.adaptive_avg_pool2d(x, (4, 9)),
+    "global_avg": lambda x: ours.adaptive_avg_pool2d(x, 1),
 }
 
 
@@ -138,7 +143,8 @@ def train_step(device):
     x = ours.conv2d_relu(input, weight, bias, padding=1)
     x = ours.max_pool2d(x, 2)
     x = ours.conv2d(x, weight[:, :3].repeat(1, 2, 1, 1), groups=1)
-    x = ours.avg_pool2d(x, 2)
+    x = ours.adaptive_max_pool2d(ours.avg_pool2d(x, 1), 3)
+    x = ours.adaptive_avg_pool2d(x, 2)
     grads = torch.autograd.grad(x.pow(2).sum(), (input, weight, bias), create_graph=True)
     sum(grad.pow(2).sum() for grad in grads).backward()
 
@@ -151,7 +157,9 @@ def test_no_op_calls_atens_convolution_or_pooling(backend):
         train_step(backend.device)
     names = {function.name() for function, _ in recorder.calls}
     assert {name for name in names if name.startswith("cnnkernels::")} == {
-        f"cnnkernels::{name}" for name in autograd._OPS if name != "max_pool2d"
+        f"cnnkernels::{name}"
+        for name in autograd._OPS
+        if name not in ("max_pool2d", "adaptive_max_pool2d")
     }
     atens = {name for name in names if name.startswith("aten::")}
     assert not {name for name in atens if any(word in name for word in FORBIDDEN)}
@@ -203,6 +211,9 @@ OPCHECKS = {
         e,
     ),
     "avg_pool2d": lambda x, w, b, e: (x, [3, 2], [2, 2], [1, 1], False, True, None, e),
+    "adaptive_max_pool2d_with_argmax": lambda x, w, b, e: (x, [4, 3], False, e),
+    "adaptive_max_pool2d_with_indices": lambda x, w, b, e: (x, [4, 3], True, e),
+    "adaptive_avg_pool2d": lambda x, w, b, e: (x, [4, 3], e),
 }
 
 
@@ -212,8 +223,8 @@ def test_opcheck(case, emulate):
     x, w, b = (
         torch.randn(*size, requires_grad=True) for size in ((2, 3, 9, 8), (4, 3, 3, 3), (4,))
     )
-    name = {"conv2d_no_bias": "conv2d", "max_pool2d_with_indices": "max_pool2d_with_argmax"}
-    op = getattr(torch.ops.cnnkernels, name.get(case, case)).default
+    name = case.removesuffix("_no_bias").replace("with_indices", "with_argmax")
+    op = getattr(torch.ops.cnnkernels, name).default
     torch.library.opcheck(op, OPCHECKS[case](x, w, b, emulate))
 
 
@@ -228,6 +239,12 @@ def test_opcheck_of_the_inference_and_backward_ops():
     torch.library.opcheck(ops.max_pool2d_backward.default, (output, *rest))
     average = ([3, 2], [2, 2], [1, 1], False, True, None, False)
     torch.library.opcheck(ops.avg_pool2d_backward.default, (output, [9, 8], False, *average))
+    output, argmax = ops.adaptive_max_pool2d_with_argmax(x, [4, 3], False, False)
+    torch.library.opcheck(ops.adaptive_max_pool2d.default, (x, [4, 3], False))
+    torch.library.opcheck(ops.adaptive_max_pool2d_gather.default, (x, argmax, [4, 3], False))
+    rest = ([9, 8], False, [4, 3], False)
+    torch.library.opcheck(ops.adaptive_max_pool2d_backward.default, (output, argmax, *rest))
+    torch.library.opcheck(ops.adaptive_avg_pool2d_backward.default, (output, *rest))
     grad = torch.randn(2, 4, 7, 6)
     like = (x.shape, w.shape, False, [1, 1], [0] * 4, [1, 1], 1)
     torch.library.opcheck(ops.conv2d_backward.default, (grad, grad, x, w, *like, True, False))
@@ -259,7 +276,8 @@ def test_fake_strides_are_the_real_ones(channels_last):
 def test_compiles_to_one_dynamic_graph(emulate):
     def function(input, weight, bias):
         x = ours.max_pool2d(ours.conv2d_relu(input, weight, bias, padding=1), 2)
-        return ours.avg_pool2d(ours.conv2d(x, weight[:, :2].repeat(1, 2, 1, 1)), 2)
+        x = ours.avg_pool2d(ours.conv2d(x, weight[:, :2].repeat(1, 2, 1, 1)), 1)
+        return ours.adaptive_max_pool2d(x, 3) + ours.adaptive_avg_pool2d(x, 1)
 
     def gradients(function, size):
         torch.manual_seed(0)

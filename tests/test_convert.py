@@ -544,8 +544,8 @@ STAYING = {
     "max_unpool": (lambda: nn.MaxUnpool2d(2), "no kernels for this type"),
     "lp_pool": (lambda: nn.LPPool2d(2, 2), "no kernels for this type"),
     "fractional_max": (lambda: nn.FractionalMaxPool2d(2, 3), "no kernels for this type"),
-    "adaptive_avg": (lambda: nn.AdaptiveAvgPool2d(2), "no kernels for this type"),
-    "adaptive_max": (lambda: nn.AdaptiveMaxPool2d(2), "no kernels for this type"),
+    "adaptive_avg3d": (lambda: nn.AdaptiveAvgPool3d(2), "no kernels for this type"),
+    "adaptive_max1d": (lambda: nn.AdaptiveMaxPool1d(2), "no kernels for this type"),
 }
 
 
@@ -614,7 +614,7 @@ def test_a_subclass_of_ours_is_ours():
 
 def test_unconverted_changes_nothing_and_lists_what_convert_would_replace():
     shared = conv()
-    model = nn.ModuleDict({"a": shared, "b": shared, "c": nn.Sequential(nn.AdaptiveAvgPool2d(1))})
+    model = nn.ModuleDict({"a": shared, "b": shared, "c": nn.Sequential(nn.AdaptiveAvgPool1d(1))})
     before = snapshot(model)
 
     listed = unconverted(model)
@@ -622,7 +622,7 @@ def test_unconverted_changes_nothing_and_lists_what_convert_would_replace():
     assert snapshot(model) == before
     assert listed == [
         ("a", nn.Conv2d, "convert() was not called"),
-        ("c.0", nn.AdaptiveAvgPool2d, "no kernels for this type"),
+        ("c.0", nn.AdaptiveAvgPool1d, "no kernels for this type"),
     ]
     assert listed[0].name == "a" and listed[0].type is nn.Conv2d
 

@@ -9,6 +9,27 @@ import cnnkernels.functional as ours
 
 X, W, B = torch.zeros(2, 4, 8, 8), torch.zeros(6, 4, 3, 3), torch.zeros(6)
 
+ADAPTIVE = {
+    "no_size": (X, ()),
+    "one_size": (X, (2,)),
+    "three_sizes": (X, (2, None, 2)),
+    "four_sizes": (X, (2, 2, 2, 2)),
+    "negative_size": (X, -1),
+    "negative_width": (X, (2, -1)),
+    "size_none": (X, None),
+    "size_text": (X, "2"),
+    "size_float": (X, 2.0),
+    "size_of_float": (X, (2.0, 2)),
+    "size_bool": (X, True),
+    "size_of_bool": (X, (True, 2)),
+    "size_tensor": (X, torch.tensor(2)),
+    "rank_2": (torch.zeros(8, 8), 2),
+    "rank_2_pair": (torch.zeros(8, 8), (2, 2)),
+    "rank_5": (torch.zeros(1, 2, 4, 8, 8), 2),
+    "no_rows": (torch.zeros(2, 3, 0, 8), 2),
+    "no_columns_of_no_images": (torch.zeros(0, 3, 8, 0), 2),
+}
+
 # function name, arguments, keyword arguments; torch must refuse each, too.
 BAD = {
     "channels": ("conv2d", (X, torch.zeros(6, 3, 3, 3)), {}),
@@ -55,6 +76,12 @@ BAD = {
     "avg_zero_divisor": ("avg_pool2d", (X, 2), dict(divisor_override=0)),
     "avg_padding_over_half": ("avg_pool2d", (X, 2), dict(padding=2)),
     "avg_no_channels": ("avg_pool2d", (torch.zeros(2, 0, 8, 8), 2), {}),
+    **{
+        f"adaptive_{pool}_{case}": (f"adaptive_{pool}_pool2d", arguments, {})
+        for pool in ("max", "avg")
+        for case, arguments in ADAPTIVE.items()
+    },
+    "adaptive_max_no_channels": ("adaptive_max_pool2d", (torch.zeros(2, 0, 8, 8), 2), {}),
 }
 
 

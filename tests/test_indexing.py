@@ -130,3 +130,27 @@ def test_ranges_near_the_largest_int(arithmetic):
     assert as_range(arithmetic.windows, LARGEST - 3, 3, 3, 3, LARGEST // 3 + 1) == [LARGEST // 3]
     assert arithmetic.reader(LARGEST - 1, -1, 1, LARGEST) == -1
     assert arithmetic.reader(LARGEST - 2, -1, 1, LARGEST) == LARGEST - 1
+
+
+def adaptive_window(i, size, count):
+    return list(range(i * size // count, -(-(i + 1) * size // count)))
+
+
+def test_adaptive_windows_are_those_of_the_definition(arithmetic):
+    for size, count in itertools.product(range(1, 40), repeat=2):
+        windows = [adaptive_window(i, size, count) for i in range(count)]
+        for i, window in enumerate(windows):
+            assert as_range(arithmetic.adaptive, i, size, count) == window
+        assert arithmetic.longest_adaptive(size, count) == max(map(len, windows))
+        for x in range(size):
+            over = [i for i, window in enumerate(windows) if x in window]
+            assert as_range(arithmetic.adaptive, x, count, size) == over
+
+
+def test_adaptive_windows_near_the_largest_int(arithmetic):
+    for size, count in ((LARGEST, LARGEST), (1, LARGEST), (LARGEST, LARGEST // 2), (LARGEST, 3)):
+        last = count - 1
+        expected = range(last * size // count, size)
+        result = (ctypes.c_int * 2)()
+        arithmetic.adaptive(last, size, count, result)
+        assert range(*result) == expected

@@ -43,6 +43,9 @@ functions = {
     "conv2d": lambda x: ours.conv2d(x, weight.to(x.dtype), padding=1),
     "max_pool2d": lambda x: ours.max_pool2d(x, 2),
     "avg_pool2d": lambda x: ours.avg_pool2d(x, 2),
+    "adaptive_max_pool2d": lambda x: ours.adaptive_max_pool2d(x, (50, 61)),
+    "adaptive_avg_pool2d": lambda x: ours.adaptive_avg_pool2d(x, (50, 61)),
+    "global_avg_pool2d": lambda x: ours.adaptive_avg_pool2d(x, 1),
 }
 
 def run(x):
@@ -59,12 +62,15 @@ with cnnkernels.emulate_cuda() if emulate else torch.enable_grad():
     for dtype in (torch.float32, torch.float16):
         input = torch.randn(1 if emulate else 4, 64, 128, 128).to(dtype)
         for layout, x in layouts(input):
-            run(x[:1, :, :16, :16])  # threads, pools and lazily loaded code
+            run(x[:1, :, :48, :48])  # threads, fibers, pools and lazily loaded code
             print(dtype, layout, *run(x), bytes_of(x))
 """
 
 
-@pytest.mark.parametrize("op", ["conv2d", "max_pool2d", "avg_pool2d"])
+OPS = ["conv2d", "max_pool2d", "avg_pool2d", "adaptive_max_pool2d", "adaptive_avg_pool2d"]
+
+
+@pytest.mark.parametrize("op", [*OPS, "global_avg_pool2d"])
 @pytest.mark.parametrize("place", ["native", "emulated"])
 def test_a_call_allocates_its_results_alone(place, op):
     command = [sys.executable, "-c", PROGRAM, place, op]

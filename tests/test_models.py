@@ -66,7 +66,7 @@ def test_builds_a_new_model_each_time():
     assert not set(map(id, first.modules())) & set(map(id, second.modules()))
 
 
-@pytest.mark.parametrize("name", [*MNIST, "vgg11-32", "vgg16-32"])
+@pytest.mark.parametrize("name", INPUTS)
 def test_converts_wholly(name):
     model = cnnkernels.convert(build_model(name), strict=True)
 

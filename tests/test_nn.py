@@ -55,6 +55,21 @@ AVG_POOLS = {
     "divisor": ((3,), dict(divisor_override=-2)),
 }
 
+ADAPTIVE_MAX_POOLS = {
+    "plain": ((2,), {}),
+    "pairs": (((4, 3),), {}),
+    "none": (((None, 5),), {}),
+    "indices": (((4, 3),), dict(return_indices=True)),
+    "larger": (((18, 20),), {}),
+}
+
+ADAPTIVE_AVG_POOLS = {  # as above, windows of 2, 4 or 8 elements
+    "pairs": (((9, 4),), {}),
+    "overlapping": (((8, 7),), {}),
+    "none": (((None, 2),), {}),
+    "larger": (((18, 8),), {}),
+}
+
 
 class TorchConvReLU2d(nn.Conv2d):
     def forward(self, input):
@@ -66,6 +81,8 @@ PAIRS = {
     "ConvReLU2d": (ours.ConvReLU2d, TorchConvReLU2d, CONVOLUTIONS),
     "MaxPool2d": (ours.MaxPool2d, nn.MaxPool2d, MAX_POOLS),
     "AvgPool2d": (ours.AvgPool2d, nn.AvgPool2d, AVG_POOLS),
+    "AdaptiveMaxPool2d": (ours.AdaptiveMaxPool2d, nn.AdaptiveMaxPool2d, ADAPTIVE_MAX_POOLS),
+    "AdaptiveAvgPool2d": (ours.AdaptiveAvgPool2d, nn.AdaptiveAvgPool2d, ADAPTIVE_AVG_POOLS),
 }
 CASES = [
     pytest.param(mine, theirs, *case, id=f"{name}-{label}")
@@ -178,6 +195,8 @@ def test_repr_names_module_and_arguments():
     assert repr(ours.Conv2d(1, 2, 3)) == repr(nn.Conv2d(1, 2, 3))
     assert repr(ours.MaxPool2d(2)) == repr(nn.MaxPool2d(2))
     assert repr(ours.AvgPool2d(2)) == repr(nn.AvgPool2d(2))
+    assert repr(ours.AdaptiveMaxPool2d(2)) == repr(nn.AdaptiveMaxPool2d(2))
+    assert repr(ours.AdaptiveAvgPool2d(2)) == repr(nn.AdaptiveAvgPool2d(2))
     assert repr(ours.ConvReLU2d(1, 2, 3)) == (
         "ConvReLU2d(1, 2, kernel_size=(3, 3), stride=(1, 1), relu=True)"
     )

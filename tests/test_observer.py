@@ -122,7 +122,9 @@ def test_profile_counts_nothing_else() -> None:
         ours.avg_pool2d(input, 2)
         ours.avg_pool2d(input, 2)
     ours.max_pool2d(input, 2)
-    assert [(k.kernel, k.launches) for k in p.kernels] == [("avg_pool2d_direct_forward<float>", 2)]
+    assert [(k.kernel, k.launches) for k in p.kernels] == [
+        ("avg_pool2d_direct_forward<float, Pool2dProblem>", 2)
+    ]
 
 
 def test_profile_prints_a_row_a_kernel() -> None:
@@ -133,7 +135,7 @@ def test_profile_prints_a_row_a_kernel() -> None:
     headings, rule, conv, pool = text.splitlines()[:4]
     assert len(headings) == len(rule) == len(conv) == len(pool)
     assert conv.startswith("conv2d_direct_fprop<float> ") and "15.6k" in conv
-    assert pool.startswith("max_pool2d_direct_forward<float, NoArgmax>")
+    assert pool.startswith("max_pool2d_direct_forward<float, NoArgmax, Pool2dProblem>")
     assert "H100" in text
 
 
@@ -193,6 +195,11 @@ def test_no_false_alarm_on_pools(dtype, channels_last) -> None:
             ours.max_pool2d(input, 3, 2, 1),
             ours.max_pool2d(input, 3, 1, return_indices=True)[0],
             ours.avg_pool2d(input, (3, 2), 2, 1, ceil_mode=True),
+            ours.adaptive_max_pool2d(input, (5, 4)),
+            ours.adaptive_max_pool2d(input, 1, return_indices=True)[0],
+            ours.adaptive_avg_pool2d(input, (5, 14)),
+            ours.adaptive_avg_pool2d(input, (2, 1)),
+            ours.adaptive_avg_pool2d(input.repeat(1, 1, 3, 3), 1),
         ):
             (gradient,) = torch.autograd.grad(output.sum(), input)
             assert gradient.isfinite().all()

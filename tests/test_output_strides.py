@@ -2,11 +2,13 @@
 
 Torch's rule: a convolution's results are channels_last if its input or its weight is, whatever the
 dtype; a pool follows its input. Where a size of 1 leaves the format open, it is the one that
-``Tensor.suggest_memory_format`` names. Two of torch's habits are not followed:
+``Tensor.suggest_memory_format`` names. These of torch's habits are not followed:
 
 - In a gradient of the weight, the strides of dimensions of size 1, which place nothing in memory,
   differ between the libraries that torch picks by dtype, sizes and number of threads.
 - A gradient without elements takes the strides of the tensor it is for.
+- The gradient of a global average (adaptive, to size 1) is contiguous whatever the input's format;
+  ours has the input's, as those of all other pools.
 """
 
 import itertools
@@ -117,6 +119,36 @@ def test_pools(backend, case, pool, dtype):
         if pool == "max_pool2d":
             _, indices = ours.max_pool2d(input, 2, **kwargs, return_indices=True)
             _, expected = F.max_pool2d(input, 2, **kwargs, return_indices=True)
+            assert indices.stride() == expected.stride(), layout
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("pool", ["adaptive_max_pool2d", "adaptive_avg_pool2d"])
+@pytest.mark.parametrize("size", [1, 2, (1, 3), (None, 1), (3, 5)], ids=str)
+@pytest.mark.parametrize("shape", [shape for shape, _ in POOLS.values()], ids=str)
+def test_adaptive_pools(backend, shape, size, pool, dtype):
+    for layout in LAYOUTS:
+        input = LAYOUTS[layout](torch.randn(shape, dtype=dtype, device=backend.device))
+        without_gradient = getattr(ours, pool)(input, size)
+        with FakeTensorMode() as mode:
+            fake = getattr(ours, pool)(mode.from_tensor(input), size)
+        input.requires_grad_()
+        output = getattr(ours, pool)(input, size)
+        expected = getattr(F, pool)(input, size)
+        assert output.stride() == without_gradient.stride() == expected.stride(), layout
+        assert fake.stride() == output.stride(), layout
+        is_global = pool == "adaptive_avg_pool2d" and output.shape[2:] == (1, 1)
+        for grad_layout in ("contiguous", "channels_last"):
+            grad_output = LAYOUTS[grad_layout](torch.ones_like(output))
+            (grad,) = torch.autograd.grad(output, input, grad_output, retain_graph=True)
+            like = ours.avg_pool2d(input, 1) if is_global else expected
+            (reference,) = torch.autograd.grad(
+                like, input, grad_output.expand_as(like), retain_graph=True
+            )
+            assert grad.stride() == reference.stride(), (layout, grad_layout)
+        if pool == "adaptive_max_pool2d":
+            _, indices = ours.adaptive_max_pool2d(input, size, return_indices=True)
+            _, expected = F.adaptive_max_pool2d(input, size, return_indices=True)
             assert indices.stride() == expected.stride(), layout
 
 

@@ -9,8 +9,16 @@ CONV_PASSES = {"fprop", "dgrad", "wgrad", "bgrad"}
 POOL_PASSES = {"max_forward", "max_backward", "max_gather", "avg_forward", "avg_backward"}
 
 REQUIRED = {
-    "cpu": {"conv2d": {"implicit_gemm": CONV_PASSES}, "pool2d": {"direct": POOL_PASSES}},
-    "emulated": {"conv2d": {"direct": CONV_PASSES}, "pool2d": {"direct": POOL_PASSES}},
+    "cpu": {
+        "conv2d": {"implicit_gemm": CONV_PASSES},
+        "pool2d": {"direct": POOL_PASSES},
+        "adaptive_pool2d": {"direct": POOL_PASSES},
+    },
+    "emulated": {
+        "conv2d": {"direct": CONV_PASSES},
+        "pool2d": {"direct": POOL_PASSES},
+        "adaptive_pool2d": {"block": {"avg_forward"}, "direct": POOL_PASSES},
+    },
 }
 REQUIRED["cuda"] = REQUIRED["emulated"]
 

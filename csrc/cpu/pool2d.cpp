@@ -1,15 +1,19 @@
-// Max and average pooling, forward and backward.
+// Max and average pooling, regular and adaptive, forward and backward.
 //
 // The forward passes work on lines: the outputs of one row of a plane or, where channels lie
 // closest (channels_last), all channels of one pixel. For each tap of the window the part of the
 // line whose tap lies inside the input is folded into the line's results: a loop without
-// branches, along vectors. The backward passes give each plane (channels_last: a block of planes)
+// branches, along vectors. Adaptive windows in a row differ in width, so that their line is folded
+// in two steps: the rows under it into a line of input columns, then the columns of each window.
+//
+// The backward passes give each plane (channels_last: a block of planes)
 // to one thread, which adds the gradients in a fixed order: same bits for any number of threads.
 //
 // Cost: input + output + argmax bytes from memory, R * S loads an output from cache.
 #include <limits>
 
 #include "../parallel.h"
+#include "../summation.h"
 #include "isa.h"
 #include "types.h"
 
@@ -56,57 +60,72 @@ void for_row_taps(const Pool2dProblem& problem, const Strides& strides, int64_t 
   }
 }
 
-// The same for the channels of one pixel (p and q fixed): body(tap, offset).
-template <class Body>
-void for_pixel_taps(const Pool2dProblem& problem, const Strides& strides, int64_t p, int64_t q,
-                    const Body& body) {
-  for (int r = 0; r < problem.R; ++r) {
-    const int64_t h = p * problem.stride_h - problem.pad_h + r * problem.dilation_h;
-    if (h < 0 || h >= problem.H) continue;
-    for (int s = 0; s < problem.S; ++s) {
-      const int64_t w = q * problem.stride_w - problem.pad_w + s * problem.dilation_w;
-      if (w >= 0 && w < problem.W) body(r * problem.S + s, h * strides.h + w * strides.w);
+// The windows of one row or column: the input position of their first tap, and their taps inside
+// the input. A window without a tap, which dilation can step over, has neither gradient nor
+// tangent, though its code names the first tap that is not in the leading padding: so does torch.
+struct Taps {
+  int input;
+  Range inside;
+
+  bool none() const { return inside.begin >= inside.end; }
+};
+
+struct Windows {
+  Workspace<Taps> rows, columns;
+
+  template <class Problem>
+  explicit Windows(const Problem& problem) : rows(problem.P), columns(problem.Q) {
+    for (int p = 0; p < problem.P; ++p) rows[p] = {problem.input_h(p, 0), problem.rows(p)};
+    for (int q = 0; q < problem.Q; ++q) columns[q] = {problem.input_w(q, 0), problem.columns(q)};
+  }
+};
+
+// The same for the channels of one pixel: body(tap, offset).
+template <class Problem, class Body>
+void for_pixel_taps(const Problem& problem, const Strides& strides, const Taps& row,
+                    const Taps& column, const Body& body) {
+  for (int r = row.inside.begin; r < row.inside.end; ++r) {
+    const int64_t h = row.input + r * problem.dilation_h;
+    for (int s = column.inside.begin; s < column.inside.end; ++s) {
+      const int64_t w = column.input + s * problem.dilation_w;
+      body(r * problem.S + s, h * strides.h + w * strides.w);
     }
   }
 }
 
 // A line of outputs: where it begins, and how its elements follow each other.
 struct Line {
-  int64_t n, c, p, q, count;
+  int64_t n, c;
+  int p, q;
+  int64_t count;
 };
 
+// Whether the lines of an NCHW output are folded in two steps, the first of which needs room for
+// the input columns under a line.
+template <class Problem>
+constexpr bool kTwoSteps = std::is_same_v<Problem, AdaptivePool2dProblem>;
+
+template <class Problem>
+int64_t line_length(const Problem& problem, bool last) {
+  return last ? problem.C : problem.Q;
+}
+
 // Calls make() once per thread and piece of work, then body(line, state) for every line.
-template <class Make, class Body>
-void for_lines(const Pool2dProblem& problem, bool last, const Make& make, const Body& body) {
-  const int64_t length = last ? problem.C : problem.Q;
+template <class Problem, class Make, class Body>
+void for_lines(const Problem& problem, bool last, const Make& make, const Body& body) {
+  const int64_t length = line_length(problem, last);
   const int64_t inner = last ? problem.Q : problem.P;  // of a line's index
   const int64_t middle = last ? problem.P : problem.C;
   const int64_t grain =
       greatest<int64_t>(1, kGrain / greatest<int64_t>(1, length * problem.R * problem.S));
   parallel_for(problem.N * middle * inner, grain, [&](int64_t begin, int64_t end) {
-    auto state = make(length);
+    auto state = make();
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t n = i / inner / middle, m = i / inner % middle, k = i % inner;
-      body(last ? Line{n, 0, m, k, length} : Line{n, m, k, 0, length}, state);
+      const int64_t n = i / inner / middle, m = i / inner % middle;
+      const int k = static_cast<int>(i % inner);
+      body(last ? Line{n, 0, static_cast<int>(m), k, length} : Line{n, m, k, 0, length}, state);
     }
   });
-}
-
-// Calls fold(tap, first, count, from, stride) for the parts of the line that a tap can reach:
-// output first + i reads from[i * stride].
-template <class T, class Fold>
-void for_line_taps(const Pool2dProblem& problem, bool last, const Line& line, const T* input,
-                   const Fold& fold) {
-  const T* plane = input + problem.input.at(line.n, line.c, 0, 0);
-  if (last) {
-    for_pixel_taps(problem, problem.input, line.p, line.q,
-                   [&](int tap, int64_t offset) { fold(tap, 0, line.count, plane + offset, 1); });
-  } else {
-    for_row_taps(problem, problem.input, line.p,
-                 [&](int tap, int64_t first, int64_t count, int64_t offset) {
-                   fold(tap, first, count, plane + offset, problem.stride_w * problem.input.w);
-                 });
-  }
 }
 
 // Calls loop(stride) with the two common strides as constants, so that it is compiled for them.
@@ -138,25 +157,17 @@ void dispatch(Argmax kind, const Function& function) {
   }
 }
 
-constexpr bool is_empty(const Range& range) { return range.begin >= range.end; }
-
-// Whether window column q has a tap inside the input, which dilation can step over. A window
-// without a tap has neither gradient nor tangent, though its code names the first tap that is
-// not in the leading padding: so does torch.
-Workspace<bool> columns_with_taps(const Pool2dProblem& problem) {
-  Workspace<bool> columns(problem.Q);
-  for (int q = 0; q < problem.Q; ++q) columns[q] = !is_empty(problem.columns(q));
-  return columns;
-}
-
-// Distances of a window's taps from its first one, in elements of a plane.
+// Where the taps of windows lie in a plane of `width` columns, in elements.
 class TapOffsets {
  public:
-  TapOffsets(const Pool2dProblem& problem, int64_t row, int64_t column)
-      : problem_(problem), row_(row), column_(column), offsets_(problem.R * problem.S) {
-    for (int tap = 0; tap < problem.R * problem.S; ++tap) {
-      offsets_[tap] = tap / problem.S * problem.dilation_h * row +
-                      tap % problem.S * problem.dilation_w * column;
+  template <class Problem>
+  TapOffsets(const Problem& problem, int64_t row, int64_t column)
+      : width_(problem.W), row_(row), column_(column), offsets_(problem.R * problem.S) {
+    for (int r = 0; r < problem.R; ++r) {
+      for (int s = 0; s < problem.S; ++s) {
+        offsets_[r * problem.S + s] =
+            r * problem.dilation_h * row + s * problem.dilation_w * column;
+      }
     }
   }
   // The element that a code names: counted from the window's first tap, or for an int64 code
@@ -164,21 +175,20 @@ class TapOffsets {
   template <class Code>
   int64_t from_origin(Code code) const {
     if constexpr (std::is_same_v<Code, int64_t>) {
-      return code / problem_.W * row_ + code % problem_.W * column_;
+      return code / width_ * row_ + code % width_ * column_;
     } else {
       return offsets_[code];
     }
   }
-  // The first tap of window (p, q); it may lie in the padding.
-  int64_t first(int64_t p, int64_t q) const {
-    return (p * problem_.stride_h - problem_.pad_h) * row_ +
-           (q * problem_.stride_w - problem_.pad_w) * column_;
+  // What it counts from, for windows whose first tap reads that input row and column, which may
+  // lie in the padding.
+  template <class Code>
+  int64_t origin(int64_t h, int64_t w) const {
+    return std::is_same_v<Code, int64_t> ? 0 : h * row_ + w * column_;
   }
-  const int64_t* data() const { return offsets_.data(); }
 
  private:
-  const Pool2dProblem& problem_;
-  int64_t row_, column_;
+  int64_t width_, row_, column_;
   Workspace<int64_t> offsets_;
 };
 
@@ -201,6 +211,8 @@ class Maxima {
       taps_[i] = static_cast<Tap>(first_tap(i));
     }
   }
+  void set(int64_t i, Sum<T> value, Tap tap) { values_[i] = value, taps_[i] = tap; }
+
   // The first of equals stays, a NaN beats everything, a later NaN an earlier one. Explicit
   // vectors, since most lines are shorter than what a compiler's vector loop is made for.
   void fold(int tap, int64_t first, int64_t count, const T* from, int64_t stride) {
@@ -244,27 +256,75 @@ class Maxima {
   Workspace<Tap> taps_;
 };
 
-template <class T, class Code>
-void max_forward(const Pool2dProblem& problem, const T* input, T* output, Code* argmax) {
+// A line of maxima, and the columns under it where it is folded in two steps.
+template <class T>
+struct LineMaxima {
+  Maxima<T> windows, columns;
+
+  template <class Problem>
+  LineMaxima(const Problem& problem, bool last)
+      : windows(line_length(problem, last)), columns(kTwoSteps<Problem> && !last ? problem.W : 0) {}
+};
+
+// The maxima of row p of an NCHW plane.
+template <class T>
+void find_maxima(const Pool2dProblem& problem, const Windows&, const T* plane, int p,
+                 LineMaxima<T>& maxima) {
+  for_row_taps(
+      problem, problem.input, p, [&](int tap, int64_t first, int64_t count, int64_t offset) {
+        maxima.windows.fold(tap, first, count, plane + offset, problem.stride_w * problem.input.w);
+      });
+}
+
+template <class T>
+void find_maxima(const AdaptivePool2dProblem& problem, const Windows& windows, const T* plane,
+                 int p, LineMaxima<T>& maxima) {
+  const Taps& row = windows.rows[p];
+  maxima.columns.clear(problem.W, [](int64_t) { return 0; });
+  for (int r = row.inside.begin; r < row.inside.end; ++r) {
+    maxima.columns.fold(r, 0, problem.W, plane + (row.input + r) * problem.input.h,
+                        problem.input.w);
+  }
+  const auto* values = maxima.columns.values();
+  const auto* rows = maxima.columns.taps();
+  for (int q = 0; q < problem.Q; ++q) {
+    const Taps& column = windows.columns[q];
+    auto best = maxima.windows.values()[q];
+    int64_t best_r = row.inside.begin, best_s = column.inside.begin;
+    for (int64_t s = best_s; s < column.inside.end; ++s) {
+      // In row-major order the first of equals wins, and the last NaN.
+      const auto value = values[column.input + s];
+      const int64_t r = rows[column.input + s];
+      const bool wins = value > best || (value == best && r < best_r) ||
+                        (value != value && (best == best || r >= best_r));
+      if (wins) best = value, best_r = r, best_s = s;
+    }
+    maxima.windows.set(q, best, best_r * problem.S + best_s);
+  }
+}
+
+template <class Problem, class T, class Code>
+void max_forward(const Problem& problem, const T* input, T* output, Code* argmax) {
   const bool last = channels_last(problem.input, problem.output);
-  const TapOffsets offsets(problem, problem.W, 1);
-  const Workspace<int32_t> first_columns(problem.Q);
-  for (int q = 0; q < problem.Q; ++q) first_columns[q] = problem.columns(q).begin;
+  const TapOffsets offsets(problem, problem.W, 1);  // counted as torch's index is
+  const Windows windows(problem);
   for_lines(
-      problem, last, [](int64_t length) { return Maxima<T>(length); },
-      [&](const Line& line, Maxima<T>& maxima) {
-        const int first = problem.rows(static_cast<int>(line.p)).begin * problem.S;
+      problem, last, [&] { return LineMaxima<T>(problem, last); },
+      [&](const Line& line, LineMaxima<T>& state) {
+        const Taps& row = windows.rows[line.p];
+        const Taps* columns = windows.columns.data() + line.q;
+        Maxima<T>& maxima = state.windows;
+        maxima.clear(line.count, [&, row_tap = row.inside.begin * problem.S](int64_t i) {
+          return row_tap + columns[last ? 0 : i].inside.begin;
+        });
+        const T* plane = input + problem.input.at(line.n, line.c, 0, 0);
         if (last) {
-          const int tap = first + first_columns[line.q];
-          maxima.clear(line.count, [tap](int64_t) { return tap; });
+          for_pixel_taps(problem, problem.input, row, *columns, [&](int tap, int64_t offset) {
+            maxima.fold(tap, 0, line.count, plane + offset, 1);
+          });
         } else {
-          const int32_t* columns = first_columns.data();
-          maxima.clear(line.count, [first, columns](int64_t i) { return first + columns[i]; });
+          find_maxima(problem, windows, plane, line.p, state);
         }
-        for_line_taps(problem, last, line, input,
-                      [&](int tap, int64_t first, int64_t count, const T* from, int64_t stride) {
-                        maxima.fold(tap, first, count, from, stride);
-                      });
         store_line(output + problem.output.at(line.n, line.c, line.p, line.q),
                    last ? problem.output.c : problem.output.w, line.count, maxima.values());
         if (argmax == nullptr) return;
@@ -273,8 +333,9 @@ void max_forward(const Pool2dProblem& problem, const T* input, T* output, Code* 
         with_stride(last ? problem.argmax.c : problem.argmax.w, [&](auto step) {
           for (int64_t i = 0; i < line.count; ++i) {
             if constexpr (std::is_same_v<Code, int64_t>) {
-              const int64_t first = offsets.first(line.p, last ? line.q : i);
-              to[i * step] = first + offsets.data()[taps[i]];
+              const auto tap = static_cast<int32_t>(taps[i]);
+              to[i * step] = offsets.origin<int32_t>(row.input, columns[last ? 0 : i].input) +
+                             offsets.from_origin(tap);
             } else {
               to[i * step] = static_cast<Code>(taps[i]);
             }
@@ -283,26 +344,26 @@ void max_forward(const Pool2dProblem& problem, const T* input, T* output, Code* 
       });
 }
 
-template <class T, class Code>
-void max_gather(const Pool2dProblem& problem, const T* input, const Code* argmax, T* output) {
-  constexpr bool in_plane = std::is_same_v<Code, int64_t>;
+template <class Problem, class T, class Code>
+void max_gather(const Problem& problem, const T* input, const Code* argmax, T* output) {
   const bool last = channels_last(problem.input, problem.output);
   const TapOffsets offsets(problem, problem.input.h, problem.input.w);
-  const Workspace<bool> reached = columns_with_taps(problem);
+  const Windows windows(problem);
   for_lines(
-      problem, last, [](int64_t) { return 0; },
+      problem, last, [] { return 0; },
       [&](const Line& line, int) {
         const T* plane = input + problem.input.at(line.n, line.c, 0, 0);
         const Code* codes = argmax + problem.argmax.at(line.n, line.c, line.p, line.q);
         T* to = output + problem.output.at(line.n, line.c, line.p, line.q);
-        const bool empty = is_empty(problem.rows(static_cast<int>(line.p)));
+        const Taps& row = windows.rows[line.p];
         for (int64_t i = 0; i < line.count; ++i) {
-          const int64_t q = last ? line.q : i;
+          const Taps& column = windows.columns[last ? line.q : i];
           const Code code = codes[i * (last ? problem.argmax.c : problem.argmax.w)];
-          const int64_t origin =
-              (last ? i * problem.input.c : 0) + (in_plane ? 0 : offsets.first(line.p, q));
+          const int64_t origin = (last ? i * problem.input.c : 0) +
+                                 offsets.template origin<Code>(row.input, column.input);
           to[i * (last ? problem.output.c : problem.output.w)] =
-              empty || !reached[q] ? static_cast<T>(0) : plane[origin + offsets.from_origin(code)];
+              row.none() || column.none() ? static_cast<T>(0)
+                                          : plane[origin + offsets.from_origin(code)];
         }
       });
 }
@@ -317,7 +378,8 @@ struct Blocks {
   Partition channels;
   Strides strides;  // of the gradients in the making
 
-  explicit Blocks(const Pool2dProblem& problem)
+  template <class Problem>
+  explicit Blocks(const Problem& problem)
       : last(channels_last(problem.input, problem.output)),
         channels(problem.C, last ? largest(problem) : 1),
         strides(problem.input) {
@@ -328,7 +390,8 @@ struct Blocks {
 
  private:
   // Two blocks or more a thread, and of a cache line of channels or more.
-  static int64_t largest(const Pool2dProblem& problem) {
+  template <class Problem>
+  static int64_t largest(const Problem& problem) {
     const int64_t block =
         greatest<int64_t>(kLeastBlock, problem.N * problem.C / (2 * thread_count()));
     const int64_t elements = static_cast<int64_t>(problem.H) * problem.W;
@@ -344,17 +407,17 @@ struct Planes {
 };
 
 // Calls fill(planes, scratch) for blocks of planes that hold zeros, then stores them. Scratch
-// has room for one line of outputs.
-template <class T, class Fill>
-void for_planes(const Pool2dProblem& problem, const Blocks<T>& blocks, T* grad_input,
-                const Fill& fill) {
+// has room for one line of outputs, or of inputs.
+template <class T, class Problem, class Fill>
+void for_planes(const Problem& problem, const Blocks<T>& blocks, T* grad_input, const Fill& fill) {
   using S = Sum<T>;
   const bool last = blocks.last;
   const int64_t size = static_cast<int64_t>(problem.H) * problem.W * blocks.channels.largest();
   const int64_t grain = greatest<int64_t>(1, kGrain / size);
   parallel_for(problem.N * blocks.channels.count, grain, [&](int64_t begin, int64_t end) {
     Workspace<S> sums(blocks.kInPlace ? 0 : size);
-    Workspace<S> scratch(greatest<int64_t>(problem.Q, blocks.channels.largest()));
+    Workspace<S> scratch(
+        greatest<int64_t>(greatest(problem.Q, problem.W), blocks.channels.largest()));
     for (int64_t item = begin; item < end; ++item) {
       const int64_t n = item / blocks.channels.count, block = item % blocks.channels.count;
       const int64_t channels = blocks.channels.size(block);
@@ -386,42 +449,45 @@ void for_planes(const Pool2dProblem& problem, const Blocks<T>& blocks, T* grad_i
   });
 }
 
-// Adds a run of gradients to the elements that their codes name. Neighbours' windows (or, for
-// codes that count in the plane, their planes) are `step` elements apart.
-template <class T, class Code>
+// Adds a run of gradients to the elements that their codes name; code i counts from place(i).
+template <class T, class Code, class Reached, class Place>
 void scatter(int64_t count, const T* gradients, int64_t gradient_step, const Code* codes,
-             int64_t code_step, const bool* reached, int64_t reached_step,
-             const TapOffsets& offsets, Sum<T>* to, int64_t step) {
+             int64_t code_step, const Reached& reached, const TapOffsets& offsets, Sum<T>* to,
+             const Place& place) {
   for (int64_t i = 0; i < count; ++i) {
-    if (reached[i * reached_step]) {
-      to[i * step + offsets.from_origin(codes[i * code_step])] +=
+    if (reached(i)) {
+      to[place(i) + offsets.from_origin(codes[i * code_step])] +=
           static_cast<Sum<T>>(gradients[i * gradient_step]);
     }
   }
 }
 
-template <class T, class Code>
-void max_backward(const Pool2dProblem& problem, const T* grad_output, const Code* argmax,
-                  T* grad_input) {
-  constexpr bool in_plane = std::is_same_v<Code, int64_t>;
-  const Workspace<bool> reached = columns_with_taps(problem);
+template <class Problem, class T, class Code>
+void max_backward(const Problem& problem, const T* grad_output, const Code* argmax, T* grad_input) {
+  const Windows windows(problem);
   const Blocks<T> blocks(problem);
   const TapOffsets offsets(problem, blocks.strides.h, blocks.strides.w);
   for_planes<T>(problem, blocks, grad_input, [&](const Planes<T>& planes, Sum<T>*) {
     for (int p = 0; p < problem.P; ++p) {
-      if (is_empty(problem.rows(p))) continue;
+      const Taps& row = windows.rows[p];
+      if (row.none()) continue;
       const T* gradients = grad_output + problem.output.at(planes.n, planes.c, p, 0);
       const Code* codes = argmax + problem.argmax.at(planes.n, planes.c, p, 0);
+      const auto origin = [&](int64_t q) {
+        return offsets.template origin<Code>(row.input, windows.columns[q].input);
+      };
       if (!blocks.last) {
-        scatter(problem.Q, gradients, problem.output.w, codes, problem.argmax.w, reached.data(), 1,
-                offsets, planes.data + (in_plane ? 0 : offsets.first(p, 0)),
-                in_plane ? 0 : problem.stride_w * blocks.strides.w);
+        scatter(
+            problem.Q, gradients, problem.output.w, codes, problem.argmax.w,
+            [&](int64_t q) { return !windows.columns[q].none(); }, offsets, planes.data, origin);
         continue;
       }
       for (int64_t q = 0; q < problem.Q; ++q) {
-        scatter(planes.channels, gradients + q * problem.output.w, problem.output.c,
-                codes + q * problem.argmax.w, problem.argmax.c, reached.data() + q, 0, offsets,
-                planes.data + (in_plane ? 0 : offsets.first(p, q)), blocks.strides.c);
+        scatter(
+            windows.columns[q].none() ? 0 : planes.channels, gradients + q * problem.output.w,
+            problem.output.c, codes + q * problem.argmax.w, problem.argmax.c,
+            [](int64_t) { return true; }, offsets, planes.data + origin(q),
+            [&](int64_t i) { return i * blocks.strides.c; });
       }
     }
   });
@@ -431,20 +497,28 @@ void max_backward(const Pool2dProblem& problem, const T* grad_output, const Code
 template <class S>
 class Divisors {
  public:
-  explicit Divisors(const Pool2dProblem& problem) : rows_(problem.P), columns_(problem.Q) {
+  Divisors(const Pool2dProblem& problem, const Windows& windows)
+      : rows_(problem.P), columns_(problem.Q) {
     const int64_t divisor = problem.divisor_override;
     for (int p = 0; p < problem.P; ++p) {
-      const int64_t size = extent(problem.input_h(p, 0), problem.R, problem.H,
+      const int64_t size = extent(windows.rows[p].input, problem.R, problem.H,
                                   problem.count_include_pad ? problem.pad_h : 0);
       rows_[p] = static_cast<S>(divisor != 0 ? 1 : size);
     }
     for (int q = 0; q < problem.Q; ++q) {
-      const int64_t size = extent(problem.input_w(q, 0), problem.S, problem.W,
-                                  problem.count_include_pad ? problem.pad_w : 0);
+      const Taps& column = windows.columns[q];
+      const int64_t size =
+          extent(column.input, problem.S, problem.W, problem.count_include_pad ? problem.pad_w : 0);
       // The zero that is the sum of a window outside the input shall not become a negative one.
-      columns_[q] = static_cast<S>(divisor == 0 || is_empty(problem.columns(q)) ? size : divisor);
+      columns_[q] = static_cast<S>(divisor == 0 || column.none() ? size : divisor);
     }
   }
+  Divisors(const AdaptivePool2dProblem& problem, const Windows& windows)
+      : rows_(problem.P), columns_(problem.Q) {
+    for (int p = 0; p < problem.P; ++p) rows_[p] = static_cast<S>(windows.rows[p].inside.end);
+    for (int q = 0; q < problem.Q; ++q) columns_[q] = static_cast<S>(windows.columns[q].inside.end);
+  }
+
   S row(int64_t p) const { return rows_[p]; }
   const S* columns() const { return columns_.data(); }
 
@@ -459,54 +533,171 @@ class Divisors {
   Workspace<S> rows_, columns_;
 };
 
+// A LongSum an element of a line.
 template <class T>
-void avg_forward(const Pool2dProblem& problem, const T* input, T* output) {
+class LineSums {
+ public:
   using S = Sum<T>;
-  const Divisors<S> divisors(problem);
-  const bool last = channels_last(problem.input, problem.output);
-  for_lines(
-      problem, last, [](int64_t length) { return Workspace<S>(length); },
-      [&](const Line& line, const Workspace<S>& sums) {
-        for (int64_t i = 0; i < line.count; ++i) sums[i] = 0;
-        for_line_taps(problem, last, line, input,
-                      [&](int, int64_t first, int64_t count, const T* from, int64_t stride) {
-                        S* __restrict sum = sums.data() + first;
-                        with_stride(stride, [&](auto step) {
-                          for (int64_t i = 0; i < count; ++i) {
-                            sum[i] += static_cast<S>(from[i * step]);
-                          }
-                        });
-                      });
-        const S row = divisors.row(line.p);
-        const bool empty = is_empty(problem.rows(static_cast<int>(line.p)));
-        for (int64_t i = 0; i < line.count && !empty; ++i) {
-          sums[i] /= row * divisors.columns()[last ? line.q : i];
-        }
-        store_line(output + problem.output.at(line.n, line.c, line.p, line.q),
-                   last ? problem.output.c : problem.output.w, line.count, sums.data());
-      });
+
+  explicit LineSums(int64_t length) : chunk_(length), chunks_(length), total_(length) {}
+
+  void clear(int64_t count) {
+    count_ = count, terms_ = 0;
+    set_zero(chunk_);
+  }
+  // Adds from[i * stride] to the elements first + i; once a term.
+  void add(int64_t first, int64_t count, const T* from, int64_t stride) {
+    if (terms_ > 0 && terms_ % kSumChunk == 0) carry();
+    ++terms_;
+    S* __restrict sum = chunk_.data() + first;
+    with_stride(stride, [&](auto step) {
+      for (int64_t i = 0; i < count; ++i) sum[i] += static_cast<S>(from[i * step]);
+    });
+  }
+  // Complete; nothing can be added any more.
+  const S* values() {
+    if (terms_ > kSumChunk) move(chunks_, chunk_), move(total_, chunk_);
+    return chunk_.data();
+  }
+
+ private:
+  void carry() {
+    if (terms_ == kSumChunk) set_zero(chunks_), set_zero(total_);
+    move(chunk_, chunks_);
+    if (terms_ % (kSumChunk * kSumChunk) == 0) move(chunks_, total_);
+  }
+  void set_zero(const Workspace<S>& line) const {
+    for (int64_t i = 0; i < count_; ++i) line[i] = 0;
+  }
+  void move(const Workspace<S>& from, const Workspace<S>& to) const {
+    for (int64_t i = 0; i < count_; ++i) to[i] += from[i];
+    set_zero(from);
+  }
+
+  Workspace<S> chunk_, chunks_, total_;
+  int64_t count_ = 0, terms_ = 0;
+};
+
+// A line of averages, and sums of it or, where it is folded in two steps, of the columns under it.
+template <class T>
+struct LineAverages {
+  LineSums<T> sums;
+  Workspace<Sum<T>> results;
+
+  template <class Problem>
+  LineAverages(const Problem& problem, bool last)
+      : sums(kTwoSteps<Problem> && !last ? problem.W : line_length(problem, last)),
+        results(line_length(problem, last)) {}
+};
+
+// The sums of the windows in row p of an NCHW plane.
+template <class T>
+const Sum<T>* sum_windows(const Pool2dProblem& problem, const Windows&, const T* plane, int p,
+                          LineAverages<T>& state) {
+  state.sums.clear(problem.Q);
+  for_row_taps(problem, problem.input, p, [&](int, int64_t first, int64_t count, int64_t offset) {
+    state.sums.add(first, count, plane + offset, problem.stride_w * problem.input.w);
+  });
+  return state.sums.values();
 }
 
 template <class T>
-void avg_backward(const Pool2dProblem& problem, const T* grad_output, T* grad_input) {
+const Sum<T>* sum_windows(const AdaptivePool2dProblem& problem, const Windows& windows,
+                          const T* plane, int p, LineAverages<T>& state) {
+  const Taps& row = windows.rows[p];
+  state.sums.clear(problem.W);
+  for (int r = row.inside.begin; r < row.inside.end; ++r) {
+    state.sums.add(0, problem.W, plane + (row.input + r) * problem.input.h, problem.input.w);
+  }
+  const Sum<T>* columns = state.sums.values();
+  for (int q = 0; q < problem.Q; ++q) {
+    const Taps& column = windows.columns[q];
+    LongSum<Sum<T>> sum;
+    for (int s = 0; s < column.inside.end; ++s) sum.add(columns[column.input + s]);
+    state.results[q] = sum.value();
+  }
+  return state.results.data();
+}
+
+template <class Problem, class T>
+void avg_forward(const Problem& problem, const T* input, T* output) {
   using S = Sum<T>;
-  const Divisors<S> divisors(problem);
+  const Windows windows(problem);
+  const Divisors<S> divisors(problem, windows);
+  const bool last = channels_last(problem.input, problem.output);
+  for_lines(
+      problem, last, [&] { return LineAverages<T>(problem, last); },
+      [&](const Line& line, LineAverages<T>& state) {
+        const Taps& row = windows.rows[line.p];
+        const T* plane = input + problem.input.at(line.n, line.c, 0, 0);
+        const S* sums;
+        if (last) {
+          state.sums.clear(line.count);
+          for_pixel_taps(
+              problem, problem.input, row, windows.columns[line.q],
+              [&](int, int64_t offset) { state.sums.add(0, line.count, plane + offset, 1); });
+          sums = state.sums.values();
+        } else {
+          sums = sum_windows(problem, windows, plane, line.p, state);
+        }
+        for (int64_t i = 0; i < line.count; ++i) {
+          const S divisor = divisors.row(line.p) * divisors.columns()[last ? line.q : i];
+          state.results[i] = row.none() ? S(0) : sums[i] / divisor;
+        }
+        store_line(output + problem.output.at(line.n, line.c, line.p, line.q),
+                   last ? problem.output.c : problem.output.w, line.count, state.results.data());
+      });
+}
+
+// Adds what the windows in row p of an NCHW plane hand on, their gradients divided by
+// row_divisor * divisors[q].
+template <class T>
+void spread_gradients(const Pool2dProblem& problem, const Windows&, const Strides& strides, int p,
+                      const T* gradients, Sum<T> row_divisor, const Sum<T>* divisors, Sum<T>* plane,
+                      Sum<T>* shares) {
+  for (int64_t q = 0; q < problem.Q; ++q) {
+    shares[q] = static_cast<Sum<T>>(gradients[q * problem.output.w]) / (row_divisor * divisors[q]);
+  }
+  for_row_taps(problem, strides, p, [&](int, int64_t first, int64_t count, int64_t offset) {
+    with_stride(problem.stride_w * strides.w, [&](auto step) {
+      Sum<T>* __restrict to = plane + offset;
+      for (int64_t i = 0; i < count; ++i) to[i * step] += shares[first + i];
+    });
+  });
+}
+
+template <class T>
+void spread_gradients(const AdaptivePool2dProblem& problem, const Windows& windows,
+                      const Strides& strides, int p, const T* gradients, Sum<T> row_divisor,
+                      const Sum<T>* divisors, Sum<T>* plane, Sum<T>* columns) {
+  for (int64_t w = 0; w < problem.W; ++w) columns[w] = 0;
+  for (int64_t q = 0; q < problem.Q; ++q) {
+    const Sum<T> share =
+        static_cast<Sum<T>>(gradients[q * problem.output.w]) / (row_divisor * divisors[q]);
+    const Taps& column = windows.columns[q];
+    for (int s = 0; s < column.inside.end; ++s) columns[column.input + s] += share;
+  }
+  const Taps& row = windows.rows[p];
+  for (int r = 0; r < row.inside.end; ++r) {
+    with_stride(strides.w, [&](auto step) {
+      Sum<T>* __restrict to = plane + (row.input + r) * strides.h;
+      for (int64_t w = 0; w < problem.W; ++w) to[w * step] += columns[w];
+    });
+  }
+}
+
+template <class Problem, class T>
+void avg_backward(const Problem& problem, const T* grad_output, T* grad_input) {
+  using S = Sum<T>;
+  const Windows windows(problem);
+  const Divisors<S> divisors(problem, windows);
   const Blocks<T> blocks(problem);
   for_planes<T>(problem, blocks, grad_input, [&](const Planes<T>& planes, S* shares) {
-    for (int64_t p = 0; p < problem.P; ++p) {
+    for (int p = 0; p < problem.P; ++p) {
       const T* row = grad_output + problem.output.at(planes.n, planes.c, p, 0);
       if (!blocks.last) {
-        for (int64_t q = 0; q < problem.Q; ++q) {
-          shares[q] =
-              static_cast<S>(row[q * problem.output.w]) / (divisors.row(p) * divisors.columns()[q]);
-        }
-        for_row_taps(problem, blocks.strides, p,
-                     [&](int, int64_t first, int64_t count, int64_t offset) {
-                       with_stride(problem.stride_w * blocks.strides.w, [&](auto step) {
-                         S* __restrict to = planes.data + offset;
-                         for (int64_t i = 0; i < count; ++i) to[i * step] += shares[first + i];
-                       });
-                     });
+        spread_gradients(problem, windows, blocks.strides, p, row, divisors.row(p),
+                         divisors.columns(), planes.data, shares);
         continue;
       }
       for (int64_t q = 0; q < problem.Q; ++q) {
@@ -514,21 +705,22 @@ void avg_backward(const Pool2dProblem& problem, const T* grad_output, T* grad_in
         for (int64_t i = 0; i < planes.channels; ++i) {
           shares[i] = static_cast<S>(row[q * problem.output.w + i]) / count;
         }
-        for_pixel_taps(problem, blocks.strides, p, q, [&](int, int64_t offset) {
-          S* __restrict to = planes.data + offset;
-          for (int64_t i = 0; i < planes.channels; ++i) to[i] += shares[i];
-        });
+        for_pixel_taps(problem, blocks.strides, windows.rows[p], windows.columns[q],
+                       [&](int, int64_t offset) {
+                         S* __restrict to = planes.data + offset;
+                         for (int64_t i = 0; i < planes.channels; ++i) to[i] += shares[i];
+                       });
       }
     }
   });
 }
 
-const char* unsupported(const Pool2dProblem&, Dtype) { return nullptr; }
-
-Pool2dAlgorithm algorithm() {
-  Pool2dAlgorithm direct{"direct", unsupported, nullptr, nullptr, nullptr, nullptr, nullptr};
-  direct.max_forward = [](const Pool2dProblem& problem, Dtype dtype, const void* input,
-                          void* output, void* argmax, Argmax kind, Stream) {
+template <class Problem>
+PoolAlgorithm<Problem> direct() {
+  PoolAlgorithm<Problem> direct{
+      "direct", runs_everything<Problem>, nullptr, nullptr, nullptr, nullptr, nullptr};
+  direct.max_forward = [](const Problem& problem, Dtype dtype, const void* input, void* output,
+                          void* argmax, Argmax kind, Stream) {
     dispatch(dtype, [&](auto type) {
       using T = decltype(type);
       dispatch(kind, [&](auto code) {
@@ -537,7 +729,7 @@ Pool2dAlgorithm algorithm() {
       });
     });
   };
-  direct.max_backward = [](const Pool2dProblem& problem, Dtype dtype, const void* grad_output,
+  direct.max_backward = [](const Problem& problem, Dtype dtype, const void* grad_output,
                            const void* argmax, Argmax kind, void* grad_input, Stream) {
     dispatch(dtype, [&](auto type) {
       using T = decltype(type);
@@ -547,8 +739,8 @@ Pool2dAlgorithm algorithm() {
       });
     });
   };
-  direct.max_gather = [](const Pool2dProblem& problem, Dtype dtype, const void* input,
-                         const void* argmax, Argmax kind, void* output, Stream) {
+  direct.max_gather = [](const Problem& problem, Dtype dtype, const void* input, const void* argmax,
+                         Argmax kind, void* output, Stream) {
     dispatch(dtype, [&](auto type) {
       using T = decltype(type);
       dispatch(kind, [&](auto code) {
@@ -557,14 +749,14 @@ Pool2dAlgorithm algorithm() {
       });
     });
   };
-  direct.avg_forward = [](const Pool2dProblem& problem, Dtype dtype, const void* input,
-                          void* output, Stream) {
+  direct.avg_forward = [](const Problem& problem, Dtype dtype, const void* input, void* output,
+                          Stream) {
     dispatch(dtype, [&](auto type) {
       using T = decltype(type);
       avg_forward(problem, static_cast<const T*>(input), static_cast<T*>(output));
     });
   };
-  direct.avg_backward = [](const Pool2dProblem& problem, Dtype dtype, const void* grad_output,
+  direct.avg_backward = [](const Problem& problem, Dtype dtype, const void* grad_output,
                            void* grad_input, Stream) {
     dispatch(dtype, [&](auto type) {
       using T = decltype(type);
@@ -576,6 +768,7 @@ Pool2dAlgorithm algorithm() {
 
 }  // namespace
 
-Pool2dAlgorithm pool2d_direct() { return algorithm(); }
+Pool2dAlgorithm pool2d_direct() { return direct<Pool2dProblem>(); }
+AdaptivePool2dAlgorithm adaptive_pool2d_direct() { return direct<AdaptivePool2dProblem>(); }
 
 }  // namespace cnnkernels::cpu::CNNKERNELS_ISA

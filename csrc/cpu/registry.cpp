@@ -14,6 +14,7 @@ struct Variant {
   bool (*supported)();
   Conv2dAlgorithm (*conv2d_implicit_gemm)();
   Pool2dAlgorithm (*pool2d_direct)();
+  AdaptivePool2dAlgorithm (*adaptive_pool2d_direct)();
 };
 
 // Widest first.
@@ -25,15 +26,16 @@ const Variant kVariants[] = {
               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
               __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
      },
-     avx512::conv2d_implicit_gemm, avx512::pool2d_direct},
+     avx512::conv2d_implicit_gemm, avx512::pool2d_direct, avx512::adaptive_pool2d_direct},
     {"avx2",
      [] {
        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
               __builtin_cpu_supports("f16c");
      },
-     avx2::conv2d_implicit_gemm, avx2::pool2d_direct},
+     avx2::conv2d_implicit_gemm, avx2::pool2d_direct, avx2::adaptive_pool2d_direct},
 #endif
-    {"portable", [] { return true; }, portable::conv2d_implicit_gemm, portable::pool2d_direct},
+    {"portable", [] { return true; }, portable::conv2d_implicit_gemm, portable::pool2d_direct,
+     portable::adaptive_pool2d_direct},
 };
 
 const Variant& choose() {
@@ -66,5 +68,9 @@ const char* isa() { return variant().name; }
 std::vector<Conv2dAlgorithm> conv2d_algorithms() { return {variant().conv2d_implicit_gemm()}; }
 
 std::vector<Pool2dAlgorithm> pool2d_algorithms() { return {variant().pool2d_direct()}; }
+
+std::vector<AdaptivePool2dAlgorithm> adaptive_pool2d_algorithms() {
+  return {variant().adaptive_pool2d_direct()};
+}
 
 }  // namespace cnnkernels::cpu

@@ -10,24 +10,30 @@
 namespace cnnkernels::CNN_TARGET {
 
 struct NoArgmax {
-  __device__ void store(const Pool2dProblem&, const Position&, int, int) const {}
+  template <class Problem>
+  __device__ void store(const Problem&, const Position&, int, int) const {}
 };
 
-// The place in the window, r * S + s, in one byte or four.
+// The place in the window, r * S + s, in one byte or four. (Where windows vary in size, S is the
+// width of the largest.)
 template <class Code>
 struct WindowCode {
   Code* data;
 
-  __device__ Code& of(const Pool2dProblem& problem, const Position& at) const {
+  template <class Problem>
+  __device__ Code& of(const Problem& problem, const Position& at) const {
     return data[problem.argmax.at(at.n, at.c, at.h, at.w)];
   }
-  __device__ void store(const Pool2dProblem& problem, const Position& at, int r, int s) const {
+  template <class Problem>
+  __device__ void store(const Problem& problem, const Position& at, int r, int s) const {
     of(problem, at) = static_cast<Code>(r * problem.S + s);
   }
-  __device__ bool is(const Pool2dProblem& problem, const Position& at, int r, int s) const {
+  template <class Problem>
+  __device__ bool is(const Problem& problem, const Position& at, int r, int s) const {
     return of(problem, at) == static_cast<Code>(r * problem.S + s);
   }
-  __device__ int64_t offset(const Pool2dProblem& problem, const Position& at) const {
+  template <class Problem>
+  __device__ int64_t offset(const Problem& problem, const Position& at) const {
     const int r = of(problem, at) / problem.S, s = of(problem, at) % problem.S;
     return problem.input.at(0, 0, problem.input_h(at.h, r), problem.input_w(at.w, s));
   }
@@ -37,19 +43,24 @@ struct WindowCode {
 struct PlaneIndex {
   int64_t* data;
 
-  __device__ int64_t& of(const Pool2dProblem& problem, const Position& at) const {
+  template <class Problem>
+  __device__ int64_t& of(const Problem& problem, const Position& at) const {
     return data[problem.argmax.at(at.n, at.c, at.h, at.w)];
   }
-  __device__ static int64_t index(const Pool2dProblem& problem, const Position& at, int r, int s) {
+  template <class Problem>
+  __device__ static int64_t index(const Problem& problem, const Position& at, int r, int s) {
     return static_cast<int64_t>(problem.input_h(at.h, r)) * problem.W + problem.input_w(at.w, s);
   }
-  __device__ void store(const Pool2dProblem& problem, const Position& at, int r, int s) const {
+  template <class Problem>
+  __device__ void store(const Problem& problem, const Position& at, int r, int s) const {
     of(problem, at) = index(problem, at, r, s);
   }
-  __device__ bool is(const Pool2dProblem& problem, const Position& at, int r, int s) const {
+  template <class Problem>
+  __device__ bool is(const Problem& problem, const Position& at, int r, int s) const {
     return of(problem, at) == index(problem, at, r, s);
   }
-  __device__ int64_t offset(const Pool2dProblem& problem, const Position& at) const {
+  template <class Problem>
+  __device__ int64_t offset(const Problem& problem, const Position& at) const {
     return problem.input.at(0, 0, of(problem, at) / problem.W, of(problem, at) % problem.W);
   }
 };

@@ -7,6 +7,9 @@
 //   avg forward    a thread per output                 walks its window
 //   avg backward   a thread per input                  walks the windows that hold it
 //
+// The windows are the Problem's: of a fixed size and distance, or adaptive ones, which cut the
+// input into P x Q parts that may overlap by a pixel. Those over an input follow from its position.
+//
 // A maximum's place is kept as one byte up to windows of 254 elements, where torch keeps eight.
 // Backward passes gather, so that each result is written once, by one thread, which adds in an
 // order fixed by the problem: no atomics, the same bits every run.
@@ -25,11 +28,13 @@
 namespace cnnkernels::CNN_TARGET {
 
 // The thread's own output or input; n is N or more where it has none.
-__device__ inline Position own_output(const Pool2dProblem& problem) {
+template <class Problem>
+__device__ Position own_output(const Problem& problem) {
   return position_of(global_thread(), problem.C, problem.P, problem.Q, problem.output);
 }
 
-__device__ inline Position own_input(const Pool2dProblem& problem) {
+template <class Problem>
+__device__ Position own_input(const Problem& problem) {
   return position_of(global_thread(), problem.C, problem.H, problem.W, problem.input);
 }
 
@@ -38,8 +43,8 @@ __device__ inline bool is_empty(const Range& rows, const Range& columns) {
   return rows.begin >= rows.end || columns.begin >= columns.end;
 }
 
-template <class T, class Place>
-__global__ void max_pool2d_direct_forward(Pool2dProblem problem, const T* __restrict__ input,
+template <class T, class Place, class Problem>
+__global__ void max_pool2d_direct_forward(Problem problem, const T* __restrict__ input,
                                           T* __restrict__ output, Place argmax) {
   const Position at = own_output(problem);
   if (at.n >= problem.N) return;
@@ -59,8 +64,8 @@ __global__ void max_pool2d_direct_forward(Pool2dProblem problem, const T* __rest
   argmax.store(problem, at, best_r, best_s);
 }
 
-template <class T, class Place>
-__global__ void max_pool2d_direct_backward(Pool2dProblem problem, const T* __restrict__ grad_output,
+template <class T, class Place, class Problem>
+__global__ void max_pool2d_direct_backward(Problem problem, const T* __restrict__ grad_output,
                                            Place argmax, T* __restrict__ grad_input) {
   const Position at = own_input(problem);
   if (at.n >= problem.N) return;
@@ -79,9 +84,9 @@ __global__ void max_pool2d_direct_backward(Pool2dProblem problem, const T* __res
   grad_input[problem.input.at(at.n, at.c, at.h, at.w)] = static_cast<T>(sum);
 }
 
-template <class T, class Place>
-__global__ void max_pool2d_direct_gather(Pool2dProblem problem, const T* __restrict__ input,
-                                         Place argmax, T* __restrict__ output) {
+template <class T, class Place, class Problem>
+__global__ void max_pool2d_direct_gather(Problem problem, const T* __restrict__ input, Place argmax,
+                                         T* __restrict__ output) {
   const Position at = own_output(problem);
   if (at.n >= problem.N) return;
   T* to = output + problem.output.at(at.n, at.c, at.h, at.w);
@@ -91,8 +96,8 @@ __global__ void max_pool2d_direct_gather(Pool2dProblem problem, const T* __restr
     *to = input[problem.input.at(at.n, at.c, 0, 0) + argmax.offset(problem, at)];
 }
 
-template <class T>
-__global__ void avg_pool2d_direct_forward(Pool2dProblem problem, const T* __restrict__ input,
+template <class T, class Problem>
+__global__ void avg_pool2d_direct_forward(Problem problem, const T* __restrict__ input,
                                           T* __restrict__ output) {
   const Position at = own_output(problem);
   if (at.n >= problem.N) return;
@@ -108,8 +113,8 @@ __global__ void avg_pool2d_direct_forward(Pool2dProblem problem, const T* __rest
       static_cast<T>(is_empty(rows, columns) ? 0 : sum / problem.divisor(at.h, at.w));
 }
 
-template <class T>
-__global__ void avg_pool2d_direct_backward(Pool2dProblem problem, const T* __restrict__ grad_output,
+template <class T, class Problem>
+__global__ void avg_pool2d_direct_backward(Problem problem, const T* __restrict__ grad_output,
                                            T* __restrict__ grad_input) {
   const Position at = own_input(problem);
   if (at.n >= problem.N) return;

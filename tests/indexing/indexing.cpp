@@ -37,5 +37,12 @@ void windows(int x, int pad, int extent, int stride, int count, int* result) {
   result[0] = range.begin, result[1] = range.end;
 }
 
+void adaptive(int i, int size, int count, int* result) {
+  const Range range = adaptive_window(i, size, count);
+  result[0] = range.begin, result[1] = range.end;
+}
+
+int longest_adaptive(int size, int count) { return longest_adaptive_window(size, count); }
+
 int reader(int x, int offset, int stride, int count) { return reader_of(x, offset, stride, count); }
 }
