@@ -2,7 +2,8 @@
 
 All functions take float32, float64, float16 or bfloat16 tensors (sums of 16-bit ones are kept in
 float32) on the CPU or a CUDA device, in any strides, of shape (N, C, H, W) or unbatched (C, H, W).
-They are differentiable to any order.
+They are differentiable to any order, in reverse and forward mode, under torch.func's transforms,
+too. Under autocast convolutions cast their operands, and pools do not, as in torch.
 """
 
 from collections.abc import Sequence
@@ -68,6 +69,19 @@ def _conv_padding(
     return [side for t in total for side in (t // 2, t - t // 2)]
 
 
+def _autocast(tensor: Tensor | None) -> Tensor | None:
+    """An operand as torch's autocast gives it to a convolution: float64 stays as it is.
+
+    Unlike torch's, weights are cast anew at each call.
+    """
+    if tensor is None or not tensor.is_floating_point() or tensor.dtype == torch.float64:
+        return tensor
+    device = tensor.device.type
+    if device not in ("cpu", "cuda") or not torch.is_autocast_enabled(device):
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(device))
+
+
 def _conv2d(
     function: str,
     relu: bool,
@@ -90,6 +104,8 @@ def _conv2d(
     stride = _pair(function, "stride", stride)
     dilation = _pair(function, "dilation", dilation)
     padding = _conv_padding(padding, weight, stride, dilation)
+    if torch._C._is_any_autocast_enabled():
+        input, weight, bias = map(_autocast, (input, weight, bias))
     batched = input if input.dim() == 4 else input.unsqueeze(0)
 
     args = (batched, weight, bias, stride, padding, dilation, groups, relu, settings.emulate)
