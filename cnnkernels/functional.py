@@ -18,8 +18,17 @@ from cnnkernels.settings import settings
 Size = int | Sequence[int]
 
 
+def _is_int(value: Any) -> bool:
+    return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
+
+
+def _check_int(function: str, name: str, value: Any) -> None:
+    if not _is_int(value):
+        raise TypeError(f"{function}(): argument '{name}' must be int, not {type(value).__name__}")
+
+
 def _pair(function: str, name: str, value: Any) -> list[int]:
-    if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
+    if _is_int(value):
         return [value, value]
     if isinstance(value, (list, tuple, torch.Size)) and all(
         isinstance(item, (int, torch.SymInt)) for item in value
@@ -39,6 +48,12 @@ def _check_tensor(function: str, name: str, value: Any, optional: bool = False) 
         raise TypeError(
             f"{function}(): argument '{name}' must be Tensor, not {type(value).__name__}"
         )
+
+
+def _bool(function: str, name: str, value: Any) -> bool:
+    if type(value).__name__ not in ("bool", "bool_"):  # of Python or numpy
+        raise TypeError(f"{function}(): argument '{name}' must be bool, not {type(value).__name__}")
+    return bool(value)
 
 
 def _check_rank(function: str, input: Tensor) -> None:
@@ -96,8 +111,7 @@ def _conv2d(
     _check_tensor(function, "input", input)
     _check_tensor(function, "weight", weight)
     _check_tensor(function, "bias", bias, optional=True)
-    if not isinstance(groups, (int, torch.SymInt)):
-        raise TypeError(f"{function}(): argument 'groups' must be int, not {type(groups).__name__}")
+    _check_int(function, "groups", groups)
     _check_rank(function, input)
     if weight.dim() != 4:
         raise RuntimeError(f"{function}: expected 4D weight, but got {list(weight.shape)}")
@@ -210,7 +224,10 @@ def max_pool2d(
         RuntimeError: values out of range, an input too small, an unsupported dtype.
     """
     geometry = _pool_geometry("max_pool2d", input, kernel_size, stride, padding)
-    geometry += [_pair("max_pool2d", "dilation", dilation), bool(ceil_mode)]
+    geometry += [
+        _pair("max_pool2d", "dilation", dilation),
+        _bool("max_pool2d", "ceil_mode", ceil_mode),
+    ]
     batched = input if input.dim() == 4 else input.unsqueeze(0)
 
     if autograd.recorded(input):
@@ -255,7 +272,15 @@ def avg_pool2d(
     """
     geometry = _pool_geometry("avg_pool2d", input, kernel_size, stride, padding)
     batched = input if input.dim() == 4 else input.unsqueeze(0)
+    if divisor_override is not None:
+        _check_int("avg_pool2d", "divisor_override", divisor_override)
 
-    args = (batched, *geometry, bool(ceil_mode), bool(count_include_pad), divisor_override)
+    args = (
+        batched,
+        *geometry,
+        _bool("avg_pool2d", "ceil_mode", ceil_mode),
+        _bool("avg_pool2d", "count_include_pad", count_include_pad),
+        divisor_override,
+    )
     output = autograd.differentiable(autograd.AvgPool2d, *args, settings.emulate)
     return output if input.dim() == 4 else output.squeeze(0)
