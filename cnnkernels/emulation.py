@@ -16,7 +16,8 @@ def emulate_cuda(check: bool = False) -> Iterator[None]:
     """Run ops on CPU tensors through the CUDA kernels' own source, under the emulator.
 
     Holds for calls made by this thread inside the ``with`` block. A backward pass runs where its
-    forward pass ran, also when it starts after the block.
+    forward pass ran, also when it starts after the block. (An activation checkpoint runs its
+    forward pass anew in the backward pass: where that was called.)
 
     Args:
         check: Follow each memory access and raise RuntimeError, with kernel, block, thread and

@@ -2,7 +2,8 @@
 
 All functions take float32, float64, float16 or bfloat16 tensors (sums of 16-bit ones are kept in
 float32) on the CPU or a CUDA device, in any strides, of shape (N, C, H, W) or unbatched (C, H, W).
-They are differentiable to any order.
+They are differentiable to any order, in reverse and forward mode, under torch.func's transforms,
+too. Under autocast convolutions cast their operands, and pools do not, as in torch.
 """
 
 from collections.abc import Sequence
@@ -18,8 +19,17 @@ Size = int | Sequence[int]
 OptionalSize = int | Sequence[int | None]
 
 
+def _is_int(value: Any) -> bool:
+    return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
+
+
+def _check_int(function: str, name: str, value: Any) -> None:
+    if not _is_int(value):
+        raise TypeError(f"{function}(): argument '{name}' must be int, not {type(value).__name__}")
+
+
 def _pair(function: str, name: str, value: Any) -> list[int]:
-    if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
+    if _is_int(value):
         return [value, value]
     if isinstance(value, (list, tuple, torch.Size)) and all(
         isinstance(item, (int, torch.SymInt)) for item in value
@@ -39,6 +49,12 @@ def _check_tensor(function: str, name: str, value: Any, optional: bool = False) 
         raise TypeError(
             f"{function}(): argument '{name}' must be Tensor, not {type(value).__name__}"
         )
+
+
+def _bool(function: str, name: str, value: Any) -> bool:
+    if type(value).__name__ not in ("bool", "bool_"):  # of Python or numpy
+        raise TypeError(f"{function}(): argument '{name}' must be bool, not {type(value).__name__}")
+    return bool(value)
 
 
 def _check_rank(function: str, input: Tensor) -> None:
@@ -69,6 +85,19 @@ def _conv_padding(
     return [side for t in total for side in (t // 2, t - t // 2)]
 
 
+def _autocast(tensor: Tensor | None) -> Tensor | None:
+    """An operand as torch's autocast gives it to a convolution: float64 stays as it is.
+
+    Unlike torch's, weights are cast anew at each call.
+    """
+    if tensor is None or not tensor.is_floating_point() or tensor.dtype == torch.float64:
+        return tensor
+    device = tensor.device.type
+    if device not in ("cpu", "cuda") or not torch.is_autocast_enabled(device):
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(device))
+
+
 def _conv2d(
     function: str,
     relu: bool,
@@ -83,14 +112,15 @@ def _conv2d(
     _check_tensor(function, "input", input)
     _check_tensor(function, "weight", weight)
     _check_tensor(function, "bias", bias, optional=True)
-    if not isinstance(groups, (int, torch.SymInt)):
-        raise TypeError(f"{function}(): argument 'groups' must be int, not {type(groups).__name__}")
+    _check_int(function, "groups", groups)
     _check_rank(function, input)
     if weight.dim() != 4:
         raise RuntimeError(f"{function}: expected 4D weight, but got {list(weight.shape)}")
     stride = _pair(function, "stride", stride)
     dilation = _pair(function, "dilation", dilation)
     padding = _conv_padding(padding, weight, stride, dilation)
+    if torch._C._is_any_autocast_enabled():
+        input, weight, bias = map(_autocast, (input, weight, bias))
     batched = input if input.dim() == 4 else input.unsqueeze(0)
 
     args = (batched, weight, bias, stride, padding, dilation, groups, relu, settings.emulate)
@@ -216,7 +246,10 @@ def max_pool2d(
         RuntimeError: values out of range, an input too small, an unsupported dtype.
     """
     geometry = _pool_geometry("max_pool2d", input, kernel_size, stride, padding)
-    geometry += [_pair("max_pool2d", "dilation", dilation), bool(ceil_mode)]
+    geometry += [
+        _pair("max_pool2d", "dilation", dilation),
+        _bool("max_pool2d", "ceil_mode", ceil_mode),
+    ]
     outputs = _max_pool("max_pool2d", autograd.MaxPool2d, input, geometry, return_indices)
     return outputs if return_indices else outputs[0]
 
@@ -250,14 +283,18 @@ def avg_pool2d(
     """
     geometry = _pool_geometry("avg_pool2d", input, kernel_size, stride, padding)
     batched = input if input.dim() == 4 else input.unsqueeze(0)
+    if divisor_override is not None:
+        _check_int("avg_pool2d", "divisor_override", divisor_override)
 
-    args = (batched, *geometry, bool(ceil_mode), bool(count_include_pad), divisor_override)
+    args = (
+        batched,
+        *geometry,
+        _bool("avg_pool2d", "ceil_mode", ceil_mode),
+        _bool("avg_pool2d", "count_include_pad", count_include_pad),
+        divisor_override,
+    )
     output = autograd.differentiable(autograd.AvgPool2d, *args, settings.emulate)
     return output if input.dim() == 4 else output.squeeze(0)
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
 
 
 def _output_size(function: str, input: Tensor, output_size: Any) -> list[int]:

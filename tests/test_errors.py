@@ -58,6 +58,7 @@ BAD = {
     "input_type": ("conv2d", ([[1.0]], W), {}),
     "weight_none": ("conv2d", (X, None), {}),
     "groups_type": ("conv2d", (X, W), dict(groups=1.0)),
+    "groups_bool": ("conv2d", (X, W), dict(groups=True)),
     "huge_padding": ("conv2d", (X, W), dict(padding=2**62)),
     "pool_window_too_large": ("max_pool2d", (X, 9), {}),
     "pool_zero_window": ("max_pool2d", (X, 0), {}),
@@ -73,6 +74,10 @@ BAD = {
     "pool_kernel_type": ("max_pool2d", (X, "2"), {}),
     "pool_three": ("max_pool2d", (X, (2, 2, 2)), {}),
     "avg_window_too_large": ("avg_pool2d", (X, 9), {}),
+    "pool_ceil_mode_type": ("max_pool2d", (X, 2), dict(ceil_mode=1)),
+    "avg_ceil_mode_type": ("avg_pool2d", (X, 2), dict(ceil_mode="no")),
+    "avg_include_type": ("avg_pool2d", (X, 2), dict(count_include_pad=None)),
+    "avg_divisor_bool": ("avg_pool2d", (X, 2), dict(divisor_override=True)),
     "avg_zero_divisor": ("avg_pool2d", (X, 2), dict(divisor_override=0)),
     "avg_padding_over_half": ("avg_pool2d", (X, 2), dict(padding=2)),
     "avg_no_channels": ("avg_pool2d", (torch.zeros(2, 0, 8, 8), 2), {}),
@@ -138,3 +143,13 @@ def test_a_library_that_does_not_load_says_so_at_first_use(tmp_path):
     lines = result.stdout.splitlines()
     assert "libcnnkernels.so" in lines[0]
     assert lines[1].startswith("ImportError cnnkernels has no compiled kernels:")
+
+
+def test_on_meta_tensors_too():
+    """As torch.compile asks, before anything runs."""
+    x, w = X.to("meta"), W.to("meta")
+    for weight, bias, match in ((W, None, "same device"), (w, B.to("meta").half(), "bias type")):
+        with pytest.raises(RuntimeError, match=match):
+            ours.conv2d(x, weight, bias)
+    with pytest.raises(RuntimeError, match="non-positive stride"):
+        ours.conv2d(x, w, stride=0)
