@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import test_adaptive_pool2d
 import test_conv2d
 import test_pool2d
 import test_registry
@@ -22,7 +23,17 @@ import torch
 import torch.nn.functional as F
 from accuracy import assert_accurate, integers
 from ptx.build import ROOT, build
-from ptx.gpu import DTYPES, Argmax, Conv2dProblem, Fault, Gpu, Pool2dProblem, strides
+from ptx.gpu import (
+    DTYPES,
+    PROBLEMS,
+    AdaptivePool2dProblem,
+    Argmax,
+    Conv2dProblem,
+    Fault,
+    Gpu,
+    Pool2dProblem,
+    strides,
+)
 from test_conv2d import grad_of_output, operands, torch_conv2d_relu, with_gradients
 from torch import Tensor
 
@@ -32,6 +43,8 @@ from cnnkernels.functional import _conv_padding, _pair
 # Warps in reverse order: a barrier that the threads behind an early exit never come to is told
 # only where these have run first.
 OPTIONS = {"CHECKS": "all,+ginit,+barexit,+shflsync", "STRICT": "1", "SCHED": "rev"}
+
+Problem = Conv2dProblem | Pool2dProblem | AdaptivePool2dProblem
 
 FORMATS = ["contiguous", "channels_last", "sliced"]
 
@@ -84,7 +97,7 @@ def test_required_kernels_are_there(gpu):
 def check(
     gpu: Gpu,
     function: str,
-    problem: Conv2dProblem | Pool2dProblem,
+    problem: Problem,
     dtype: torch.dtype,
     arguments: list,
     *expected: Tensor,
@@ -92,9 +105,10 @@ def check(
 ) -> None:
     """Every algorithm that takes the problem gives what is expected, laid out in that way."""
     ran = False
-    for number, algorithm in enumerate(gpu.algorithms(function.split("_")[0])):
+    op = next(op for op, kind in PROBLEMS.items() if type(problem) is kind)
+    for number, algorithm in enumerate(gpu.algorithms(op)):
         results = [gpu.empty(tensor, "result") for tensor in expected]
-        if not gpu.call(function, number, problem, dtype, *arguments, *results):
+        if not gpu.run(function, number, problem, dtype, *arguments, *results):
             continue
         ran = True
         for result, tensor in zip(results, expected, strict=True):
@@ -212,8 +226,37 @@ def pool2d_problem(
     return Pool2dProblem(*sizes, count_include_pad, divisor_override or 0, *layouts)
 
 
-def window_codes(indices: Tensor, problem: Pool2dProblem) -> Tensor:
+def adaptive_pool2d_problem(input, output, argmax=None):
+    sizes = zip(input.shape[2:], output.shape[2:], strict=True)
+    largest = (max(map(len, adaptive_windows(*pair))) for pair in sizes)
+    layouts = map(strides, (input, output, output if argmax is None else argmax))
+    return AdaptivePool2dProblem(*input.shape, *largest, *output.shape[2:], *layouts)
+
+
+def adaptive_windows(size: int, count: int) -> list[range]:
+    return [range(i * size // count, -(-(i + 1) * size // count)) for i in range(count)]
+
+
+def problem_of(input, output, argmax=None, **kwargs) -> Pool2dProblem | AdaptivePool2dProblem:
+    if "output_size" in kwargs:
+        return adaptive_pool2d_problem(input, output, argmax)
+    return pool2d_problem(input, output, argmax, **kwargs)
+
+
+def torchs(pool: str, kwargs: dict) -> Callable:
+    """The pool that takes these arguments."""
+    return getattr(F, f"adaptive_{pool}" if "output_size" in kwargs else pool)
+
+
+def window_codes(indices: Tensor, problem: Pool2dProblem | AdaptivePool2dProblem) -> Tensor:
     """r * S + s, of the taps that read the pixels of those indices."""
+    if isinstance(problem, AdaptivePool2dProblem):
+        tops, lefts = (
+            torch.tensor([window.start for window in adaptive_windows(size, count)])
+            for size, count in ((problem.H, problem.P), (problem.W, problem.Q))
+        )
+        r = indices // problem.W - tops.view(-1, 1)
+        return r * problem.S + indices % problem.W - lefts
     first_h = torch.arange(problem.P).view(-1, 1) * problem.stride_h - problem.pad_h
     first_w = torch.arange(problem.Q) * problem.stride_w - problem.pad_w
     # The first taps behind the leading padding. Their index in a window of padding alone is no
@@ -227,7 +270,7 @@ def window_codes(indices: Tensor, problem: Pool2dProblem) -> Tensor:
     return torch.where(indices == first, first_r * problem.S + first_s, r * problem.S + s)
 
 
-def stored(indices: Tensor, kind: Argmax, problem: Pool2dProblem) -> Tensor:
+def stored(indices: Tensor, kind: Argmax, problem: Pool2dProblem | AdaptivePool2dProblem) -> Tensor:
     """The positions as that kind keeps them; without elements where it keeps none."""
     if kind is Argmax.none:
         return indices.new_empty(0, 0, 0, 0)
@@ -241,20 +284,21 @@ def check_max_pool2d(gpu, input, kwargs, kind, layouts=(lambda t: t,) * 3):
     The layouts are those of input, output and positions.
     """
     of_input, of_output, of_argmax = layouts
-    output, indices = F.max_pool2d(input, **kwargs, return_indices=True)
-    argmax = of_argmax(stored(indices, kind, pool2d_problem(input, output, **kwargs)))
+    pool = torchs("max_pool2d", kwargs)
+    output, indices = pool(input, **kwargs, return_indices=True)
+    argmax = of_argmax(stored(indices, kind, problem_of(input, output, **kwargs)))
     grad_output, other = (integers(*t.shape, dtype=t.dtype) for t in (output, input))
 
     # A gradient belongs to the pixel that was the maximum. Windows of padding alone have none;
     # torch's own passes read and write outside the input there.
-    some = F.max_pool2d(torch.ones_like(input), **kwargs) == 1
+    some = pool(torch.ones_like(input), **kwargs) == 1
     pixels = indices.where(some, 0).flatten(2)
     grad_input = torch.zeros_like(input, dtype=torch.float64).flatten(2)
     grad_input.scatter_add_(2, pixels, grad_output.double().where(some, 0).flatten(2))
     gathered = other.flatten(2).gather(2, pixels).view_as(output).where(some, 0)
 
     def run(name, arguments, *results):
-        problem = pool2d_problem(of_input(input), of_output(output), argmax, **kwargs)
+        problem = problem_of(of_input(input), of_output(output), argmax, **kwargs)
         check(gpu, f"pool2d_max_{name}", problem, input.dtype, arguments, *results)
 
     run("forward", [gpu.put(of_input(input), "input"), kind], of_output(output), argmax)
@@ -306,15 +350,16 @@ def check_avg_pool2d(gpu, input, kwargs, exact, layouts=(lambda t: t,) * 2):
     """
     of_input, of_output = layouts
     doubles = input.double().requires_grad_()
-    reference = F.avg_pool2d(doubles, **kwargs)
+    pool = torchs("avg_pool2d", kwargs)
+    reference = pool(doubles, **kwargs)
     grad_output = integers(*reference.shape, dtype=input.dtype)
     (grad_input,) = torch.autograd.grad(reference, doubles, grad_output.double())
-    _, torchs = test_pool2d.with_gradient(F.avg_pool2d, input, grad_output, kwargs)
+    own = test_pool2d.with_gradient(pool, input, grad_output, kwargs)
 
     output = of_output(reference.detach().to(input.dtype))
-    expected = of_input(grad_input.to(input.dtype) if exact else torchs)
+    expected = of_input(grad_input.to(input.dtype) if exact else own[1])
     operands = [gpu.put(of_input(input), "input")], [gpu.put(of_output(grad_output), "grad_output")]
-    problem = pool2d_problem(of_input(input), output, **kwargs)
+    problem = problem_of(of_input(input), output, **kwargs)
     check(gpu, "pool2d_avg_forward", problem, input.dtype, operands[0], output)
     judge = assert_equal if exact else accurate(grad_input)
     check(gpu, "pool2d_avg_backward", problem, input.dtype, operands[1], expected, judge=judge)
@@ -337,26 +382,75 @@ def test_avg_pool2d_layouts(gpu, layouts):
     check_avg_pool2d(gpu, input, kwargs, True, layouts)
 
 
+ADAPTIVE = {
+    name: (shape, dict(output_size=size))
+    for name, (shape, size) in test_adaptive_pool2d.PROBLEMS.items()
+    if name != "no_rows"
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("problem", ADAPTIVE)
+def test_adaptive_max_pool2d(gpu, problem, dtype):
+    shape, kwargs = ADAPTIVE[problem]
+    input = integers(*shape, dtype=dtype)
+    output = F.adaptive_max_pool2d(input, **kwargs)
+    window = adaptive_pool2d_problem(input, output)
+    for kind in Argmax:
+        if kind is not Argmax.uint8 or window.R * window.S <= 254:
+            check_max_pool2d(gpu, input, kwargs, kind)
+
+
+@pytest.mark.parametrize("kind", Argmax, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("layouts", [*itertools.product(FORMATS, repeat=3)], ids="-".join)
+def test_adaptive_max_pool2d_layouts(gpu, layouts, kind):
+    input = integers(3, 18, 9, 11, dtype=torch.float32)
+    layouts = [test_pool2d.LAYOUTS[name] for name in layouts]
+    check_max_pool2d(gpu, input, dict(output_size=(4, 5)), kind, layouts)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layouts", [*itertools.product(FORMATS, repeat=2)], ids="-".join)
+@pytest.mark.parametrize(("shape", "size"), test_adaptive_pool2d.EXACT, ids=str)
+def test_adaptive_avg_pool2d_is_exact(gpu, shape, size, layouts, dtype):
+    layouts = [test_pool2d.LAYOUTS[name] for name in layouts]
+    input = integers(*shape, dtype=dtype)
+    check_avg_pool2d(gpu, input, dict(output_size=size), True, layouts)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("problem", ADAPTIVE)
+def test_adaptive_avg_pool2d(gpu, problem, channels_last):
+    """Float32 sums of small integers are exact; each quotient is rounded."""
+    shape, kwargs = ADAPTIVE[problem]
+    format = test_pool2d.LAYOUTS["channels_last" if channels_last else "contiguous"]
+    check_avg_pool2d(gpu, integers(*shape, dtype=torch.float32), kwargs, False, (format, format))
+
+
 # ---------------------------------------------------------------- the grid
 
 
-def grid(op: str) -> Iterator[Conv2dProblem | Pool2dProblem]:
+def grid(op: str) -> Iterator[Problem]:
     """The problems of the tests above."""
     if op == "conv2d":
         for shape, filters, kwargs in test_conv2d.PROBLEMS.values():
             tensors = operands(shape, filters, kwargs, torch.float32, "meta", torch.empty)
             yield conv2d_problem(*tensors[:2], F.conv2d(*tensors, **kwargs), None, **kwargs)
     else:
-        for shape, kwargs in test_pool2d.PROBLEMS.values():
+        for shape, kwargs in {"pool2d": test_pool2d.PROBLEMS, "adaptive_pool2d": ADAPTIVE}[
+            op
+        ].values():
             input = torch.empty(shape, device="meta")
-            yield pool2d_problem(input, F.max_pool2d(input, **kwargs), **kwargs)
+            output = torchs("max_pool2d", kwargs)(input, **kwargs)
+            yield problem_of(input, output, **kwargs)
 
 
-@pytest.mark.parametrize("op", ["conv2d", "pool2d"])
+@pytest.mark.parametrize("op", PROBLEMS)
 def test_each_algorithm_takes_a_problem_of_the_grid(gpu, op):
     for number, algorithm in enumerate(gpu.algorithms(op)):
         cases = itertools.product(grid(op), DTYPES)
-        assert any(gpu.call(f"{op}_takes", number, *case) for case in cases), algorithm
+        takes = f"{op.removeprefix('adaptive_')}_takes"
+        assert any(gpu.run(takes, number, *case) for case in cases), algorithm
 
 
 # ---------------------------------------------------------------- the emulator's kernels

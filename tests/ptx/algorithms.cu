@@ -16,6 +16,19 @@ const std::vector<Pool2dAlgorithm>& poolings() {
   return algorithms;
 }
 
+const std::vector<AdaptivePool2dAlgorithm>& adaptive_poolings() {
+  static const auto algorithms = cuda::adaptive_pool2d_algorithms();
+  return algorithms;
+}
+
+// Calls body with pooling algorithm number `index` and its problem.
+template <class Body>
+Status with_pooling(bool adaptive, int64_t index, const void* problem, const Body& body) {
+  if (adaptive)
+    return body(adaptive_poolings()[index], *static_cast<const AdaptivePool2dProblem*>(problem));
+  return body(poolings()[index], *static_cast<const Pool2dProblem*>(problem));
+}
+
 template <class Algorithm>
 const char* name(const std::vector<Algorithm>& algorithms, int64_t index) {
   return index < static_cast<int64_t>(algorithms.size()) ? algorithms[index].name : nullptr;
@@ -46,17 +59,21 @@ const char* last_message() { return message.c_str(); }
 
 int64_t conv2d_problem_bytes() { return sizeof(Conv2dProblem); }
 int64_t pool2d_problem_bytes() { return sizeof(Pool2dProblem); }
+int64_t adaptive_pool2d_problem_bytes() { return sizeof(AdaptivePool2dProblem); }
 
 // Null behind the last.
 const char* conv2d_name(int64_t index) { return name(convolutions(), index); }
 const char* pool2d_name(int64_t index) { return name(poolings(), index); }
+const char* adaptive_pool2d_name(int64_t index) { return name(adaptive_poolings(), index); }
 
 // Whether the algorithm can run the problem; nothing is run.
 Status conv2d_takes(int64_t index, const Conv2dProblem& problem, Dtype dtype) {
   return takes(convolutions()[index], problem, dtype);
 }
-Status pool2d_takes(int64_t index, const Pool2dProblem& problem, Dtype dtype) {
-  return takes(poolings()[index], problem, dtype);
+Status pool2d_takes(bool adaptive, int64_t index, const void* problem, Dtype dtype) {
+  return with_pooling(adaptive, index, problem, [&](const auto& algorithm, const auto& own) {
+    return takes(algorithm, own, dtype);
+  });
 }
 
 Status conv2d_fprop(int64_t index, const Conv2dProblem& problem, Dtype dtype, const void* input,
@@ -86,34 +103,46 @@ Status conv2d_bgrad(int64_t index, const Conv2dProblem& problem, Dtype dtype,
              relu_output, grad_bias);
 }
 
-Status pool2d_max_forward(int64_t index, const Pool2dProblem& problem, Dtype dtype,
+Status pool2d_max_forward(bool adaptive, int64_t index, const void* problem, Dtype dtype,
                           const void* input, Argmax kind, void* output, void* argmax) {
-  return run(poolings()[index], &Pool2dAlgorithm::max_forward, problem, dtype, input, output,
-             argmax, kind);
+  return with_pooling(adaptive, index, problem, [&](const auto& algorithm, const auto& own) {
+    using Algorithm = std::decay_t<decltype(algorithm)>;
+    return run(algorithm, &Algorithm::max_forward, own, dtype, input, output, argmax, kind);
+  });
 }
 
-Status pool2d_max_backward(int64_t index, const Pool2dProblem& problem, Dtype dtype,
+Status pool2d_max_backward(bool adaptive, int64_t index, const void* problem, Dtype dtype,
                            const void* grad_output, const void* argmax, Argmax kind,
                            void* grad_input) {
-  return run(poolings()[index], &Pool2dAlgorithm::max_backward, problem, dtype, grad_output, argmax,
-             kind, grad_input);
+  return with_pooling(adaptive, index, problem, [&](const auto& algorithm, const auto& own) {
+    using Algorithm = std::decay_t<decltype(algorithm)>;
+    return run(algorithm, &Algorithm::max_backward, own, dtype, grad_output, argmax, kind,
+               grad_input);
+  });
 }
 
-Status pool2d_max_gather(int64_t index, const Pool2dProblem& problem, Dtype dtype,
+Status pool2d_max_gather(bool adaptive, int64_t index, const void* problem, Dtype dtype,
                          const void* input, const void* argmax, Argmax kind, void* output) {
-  return run(poolings()[index], &Pool2dAlgorithm::max_gather, problem, dtype, input, argmax, kind,
-             output);
+  return with_pooling(adaptive, index, problem, [&](const auto& algorithm, const auto& own) {
+    using Algorithm = std::decay_t<decltype(algorithm)>;
+    return run(algorithm, &Algorithm::max_gather, own, dtype, input, argmax, kind, output);
+  });
 }
 
-Status pool2d_avg_forward(int64_t index, const Pool2dProblem& problem, Dtype dtype,
+Status pool2d_avg_forward(bool adaptive, int64_t index, const void* problem, Dtype dtype,
                           const void* input, void* output) {
-  return run(poolings()[index], &Pool2dAlgorithm::avg_forward, problem, dtype, input, output);
+  return with_pooling(adaptive, index, problem, [&](const auto& algorithm, const auto& own) {
+    using Algorithm = std::decay_t<decltype(algorithm)>;
+    return run(algorithm, &Algorithm::avg_forward, own, dtype, input, output);
+  });
 }
 
-Status pool2d_avg_backward(int64_t index, const Pool2dProblem& problem, Dtype dtype,
+Status pool2d_avg_backward(bool adaptive, int64_t index, const void* problem, Dtype dtype,
                            const void* grad_output, void* grad_input) {
-  return run(poolings()[index], &Pool2dAlgorithm::avg_backward, problem, dtype, grad_output,
-             grad_input);
+  return with_pooling(adaptive, index, problem, [&](const auto& algorithm, const auto& own) {
+    using Algorithm = std::decay_t<decltype(algorithm)>;
+    return run(algorithm, &Algorithm::avg_backward, own, dtype, grad_output, grad_input);
+  });
 }
 
 }  // extern "C"

@@ -46,7 +46,18 @@ class Pool2dProblem(ctypes.Structure):
     ]
 
 
-PROBLEMS = {"conv2d": Conv2dProblem, "pool2d": Pool2dProblem}
+class AdaptivePool2dProblem(ctypes.Structure):
+    _fields_ = [
+        *fields(ctypes.c_int, "N C H W R S P Q"),
+        *fields(Strides, "input output argmax"),
+    ]
+
+
+PROBLEMS = {
+    "conv2d": Conv2dProblem,
+    "pool2d": Pool2dProblem,
+    "adaptive_pool2d": AdaptivePool2dProblem,
+}
 
 
 class Fault(Exception):
@@ -64,7 +75,7 @@ class Gpu:
         self._library = ctypes.CDLL(str(library), mode=ctypes.RTLD_LOCAL)
         self._addresses: list[int] = []
         self._library.ptxsim_malloc.restype = ctypes.c_void_p
-        for name in ("last_message", "conv2d_name", "pool2d_name"):
+        for name in ("last_message", *(f"{op}_name" for op in PROBLEMS)):
             self._function(name).restype = ctypes.c_char_p
         for op, problem in PROBLEMS.items():
             assert self._function(f"{op}_problem_bytes")() == ctypes.sizeof(problem)
@@ -77,6 +88,11 @@ class Gpu:
         """Their names, in the order of the registry."""
         names = map(self._function(f"{op}_name"), map(ctypes.c_int64, itertools.count()))
         return [name.decode() for name in itertools.takewhile(bool, names)]
+
+    def run(self, name: str, number: int, problem: ctypes.Structure, *arguments) -> bool:
+        """Calls a function of algorithm `number` among those for such problems."""
+        kind = [] if isinstance(problem, Conv2dProblem) else [type(problem) is not Pool2dProblem]
+        return self.call(name, *kind, number, problem, *arguments)
 
     def call(self, name: str, *arguments) -> bool:
         """Calls a function of this folder; False if an algorithm refuses the problem."""
