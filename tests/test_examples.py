@@ -7,10 +7,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from ptx.build import build_runtime
+from ptx.build import build_runtime, find_tools
 
 from build_support import library
-from build_support.cuda import ToolkitError, choose_toolkit, find_nvcc
+from build_support.cuda import ToolkitError, find_nvcc
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "examples" / "emulator" / "README.md"
@@ -89,12 +89,7 @@ def test_nvcc_builds_it_without_a_warning(folder: Path) -> None:
 
 
 def test_compiled_ptx_gives_the_same(folder: Path) -> None:
-    simulator = ROOT / os.environ.get("CNNKERNELS_PTXSIM", "../shared/tools/ptxsim")
-    if not (simulator / "Makefile").is_file():
-        pytest.skip(f"no ptxsim at {simulator}; CNNKERNELS_PTXSIM tells where it is")
-    toolkit, why = choose_toolkit(os.environ)
-    if toolkit is None:
-        pytest.skip(why)
+    simulator, toolkit = find_tools()
     runtime = build_runtime(simulator, toolkit, os.environ.get("CXX", "g++"), jobs=1)[0].parent
     # PTX alone, and the runtime that a library replaces: ptxsim's README.
     flags = "-gencode=arch=compute_80,code=compute_80 --compress-mode=none -cudart shared"

@@ -22,7 +22,7 @@ import test_semantics
 import torch
 import torch.nn.functional as F
 from accuracy import assert_accurate, integers
-from ptx.build import ROOT, build
+from ptx.build import ROOT, build, find_tools
 from ptx.gpu import (
     DTYPES,
     PROBLEMS,
@@ -37,7 +37,6 @@ from ptx.gpu import (
 from test_conv2d import grad_of_output, operands, torch_conv2d_relu, with_gradients
 from torch import Tensor
 
-from build_support.cuda import choose_toolkit
 from cnnkernels.functional import _conv_padding, _pair
 
 # Warps in reverse order: a barrier that the threads behind an early exit never come to is told
@@ -52,13 +51,7 @@ FORMATS = ["contiguous", "channels_last", "sliced"]
 @pytest.fixture(scope="session")
 def built() -> Path:
     """The folder with the launchers and the program of the cases."""
-    simulator = ROOT / os.environ.get("CNNKERNELS_PTXSIM", "../shared/tools/ptxsim")
-    if not (simulator / "Makefile").is_file():
-        pytest.skip(f"no ptxsim at {simulator}; CNNKERNELS_PTXSIM tells where it is")
-    toolkit, line = choose_toolkit(os.environ)
-    if toolkit is None:
-        pytest.skip(line)
-    return build(simulator, toolkit)
+    return build(*find_tools())
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,10 @@ import os
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from build_support import library
-from build_support.cuda import Toolkit
+from build_support.cuda import Toolkit, choose_toolkit
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = Path("build", "ptx")
@@ -31,6 +33,17 @@ rule program
   description = link $out
 
 """
+
+
+def find_tools() -> tuple[Path, Toolkit]:
+    """ptxsim's folder, and nvcc; skips the test where one is missing."""
+    simulator = ROOT / os.environ.get("CNNKERNELS_PTXSIM", "../shared/tools/ptxsim")
+    if not (simulator / "Makefile").is_file():
+        pytest.skip(f"no ptxsim at {simulator}; CNNKERNELS_PTXSIM tells where it is")
+    toolkit, why = choose_toolkit(os.environ)
+    if toolkit is None:
+        pytest.skip(why)
+    return simulator, toolkit
 
 
 def build(simulator: Path, toolkit: Toolkit) -> Path:
