@@ -87,10 +87,11 @@ def conv_pass(
     )
     groups = case.kwargs.get("groups", 1)
     operands = (x if needed[1] else None, w if needed[0] else None)
-    geometry = (x.shape, w.shape, False, stride, padding * 2, dilation, groups)
+    like = (*x.shape[1:], *w.shape[2:], False)
+    geometry = (*stride, *padding, *padding, *dilation, groups)
     return (
         lambda: autograd.call(
-            "conv2d_backward", grad, None, *operands, *geometry, needed[2], False
+            "conv2d_backward", grad, None, *operands, *like, *geometry, needed[2], False
         )[index],
         lambda: torch.ops.aten.convolution_backward(
             grad, x, w, list(b.shape), stride, padding, dilation, False, [0, 0], groups, needed

@@ -14,7 +14,7 @@ The formulas are registered twice: as Functions, for calls from :mod:`cnnkernels
 with ``torch.library`` on the raw ops, for graphs that hold them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
 from torch.autograd import Function, forward_ad
+from torch.autograd.function import _SingleLevelFunction
 
 from cnnkernels import _C
 
@@ -43,14 +44,27 @@ _OPS = (
 )
 
 
-def _missing(*_: Any) -> None:
-    _C.check_loaded()
+class _Missing:
+    """Stands for an op of a library that did not load."""
+
+    def __call__(self, *_: Any) -> None:
+        _C.check_loaded()
+
+    _op = __call__
 
 
-_op: dict[str, Callable[..., Any]] = {
-    name: getattr(torch.ops.cnnkernels, name).default if _C.load_error is None else _missing
+_op: dict[str, Any] = {
+    name: getattr(torch.ops.cnnkernels, name).default if _C.load_error is None else _Missing()
     for name in _OPS
 }
+
+# Those that are called only where no derivative is wanted: none is registered.
+_INFERENCE_OPS = {"max_pool2d", "adaptive_max_pool2d"}
+
+# Bound once: looked up on each call, these names cost as much as some of what they name does.
+_functorch_active = torch._C._are_functorch_transforms_active
+_is_compiling = torch.compiler.is_compiling
+_BelowAutograd = torch._C._AutoDispatchBelowAutograd
 
 
 # ---------------------------------------------------------------- how a call is made
@@ -58,7 +72,7 @@ _op: dict[str, Callable[..., Any]] = {
 
 def transformed() -> bool:
     """Whether a functorch transform or a forward-mode level is active."""
-    return torch._C._are_functorch_transforms_active() or forward_mode()
+    return _functorch_active() or forward_ad._current_level >= 0
 
 
 def forward_mode() -> bool:
@@ -68,21 +82,25 @@ def forward_mode() -> bool:
 
 def recorded(*tensors: Tensor | None) -> bool:
     """Whether a call on these tensors must be differentiable."""
-    if transformed():
-        return True
     if torch.is_grad_enabled():
         for tensor in tensors:  # any() with a generator takes three times as long
             if tensor is not None and tensor.requires_grad:
                 return True
-    return False
+    return transformed()
 
 
 def call(name: str, *args: Any) -> Any:
     """Call an op without recording it: below its Autograd registration, which costs 6 us."""
-    if torch.compiler.is_compiling():
-        return _op[name](*args)
-    with torch._C._AutoDispatchBelowAutograd():
-        return _op[name](*args)
+    op = _op[name]
+    if _is_compiling():
+        return op(*args)
+    if name in _INFERENCE_OPS:
+        return op._op(*args)  # what op() calls
+    guard = _BelowAutograd()  # works while it lives; as a context manager it takes twice as long
+    try:
+        return op._op(*args)
+    finally:
+        del guard
 
 
 def apply(function: type[Function], *args: Any) -> Any:
@@ -92,21 +110,21 @@ def apply(function: type[Function], *args: Any) -> Any:
     the raw op forward mode would get no tangent: under a transform it breaks the graph here.
 
     A Function with ``setup_context`` serves functorch's transforms, but costs twice what one with
-    a plain ``forward(ctx, ...)`` does: 19 against 10 us. So each has a plain twin for the rest.
+    a plain ``forward(ctx, ...)`` does. So each has a plain twin for the rest.
     """
     if transformed():
-        if torch.compiler.is_compiling():
+        if _is_compiling():
             return torch.compiler.disable(function.apply)(*args)
         return function.apply(*args)
-    if torch.compiler.is_compiling():
+    if _is_compiling():
         return function.forward(*args)
     return _plain(function).apply(*args)
 
 
-_PLAIN: dict[type[Function], type[Function]] = {}
+_PLAIN: dict[type[Function], type[_SingleLevelFunction]] = {}
 
 
-def _plain(function: type[Function]) -> type[Function]:
+def _plain(function: type[Function]) -> type[_SingleLevelFunction]:
     if function not in _PLAIN:
 
         def forward(ctx: Any, *args: Any) -> Any:
@@ -114,8 +132,9 @@ def _plain(function: type[Function]) -> type[Function]:
             function.setup_context(ctx, args, output)
             return output
 
+        # The base of Function, whose apply() asks for transforms once more.
         members = {"forward": staticmethod(forward), "backward": staticmethod(function.backward)}
-        _PLAIN[function] = type(function.__name__, (Function,), members)
+        _PLAIN[function] = type(function.__name__, (_SingleLevelFunction,), members)
     return _PLAIN[function]
 
 
@@ -145,11 +164,11 @@ def _jvp(formula: Callable[..., Any]) -> staticmethod:
 
 
 def _is_channels_last(*tensors: Tensor) -> bool:
-    # The first condition follows from the second, and tells most of NCHW in a tenth of the time.
-    return any(
-        t.stride(1) <= t.stride(3) and suggest_memory_format(t) == torch.channels_last
-        for t in tensors
-    )
+    for t in tensors:
+        # The first condition follows from the second, and tells most of NCHW in a tenth of the time
+        if t.stride(1) <= t.stride(3) and suggest_memory_format(t) == torch.channels_last:
+            return True
+    return False
 
 
 # ---------------------------------------------------------------- vmap
@@ -221,12 +240,6 @@ class _ConvFold:
             tensor, batch_dim = tensor.expand(self.batch_size, *tensor.shape), 0
         return _fold(tensor, batch_dim, *self.places[role])
 
-    def fold_size(self, role: str, size: Sequence[int]) -> list[int]:
-        size = list(size)
-        if role in self.places:
-            size[self.places[role][0]] *= self.batch_size
-        return size
-
     def unfold(self, role: str, tensor: Tensor) -> tuple[Tensor, int | None]:
         """A result, and its batch dimension."""
         if role not in self.places:
@@ -238,7 +251,7 @@ class _ConvFold:
 
 
 class Conv2d(Function):
-    """conv2d(input, weight, bias, stride, padding, dilation, groups, relu, emulate)."""
+    """conv2d(input, weight, bias, *geometry, relu, emulate); see ops.cpp for the geometry."""
 
     @staticmethod
     def forward(*args):
@@ -254,14 +267,15 @@ class Conv2d(Function):
             input if need_weight or forward_mode() else None,
             weight if need_input or forward_mode() else None,
         )
-        ctx.like = (input.shape, weight.shape, _is_channels_last(input, weight))
-        ctx.output_size = output.shape
+        ctx.like = (*input.shape[1:], *weight.shape[2:], _is_channels_last(input, weight))
+        if forward_mode():
+            ctx.output_size = output.shape
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx, grad_output):
         if grad_output is None:
-            return (None,) * 9
+            return (None,) * 14
         relu_output, input, weight = ctx.saved_tensors
         need_bias = ctx.needs_input_grad[2]
         rest = (input, weight, *ctx.like, *ctx.geometry, need_bias, ctx.emulate)
@@ -271,7 +285,7 @@ class Conv2d(Function):
             grads = apply(Conv2dBackward, grad_output, None, *rest)
         else:
             grads = call("conv2d_backward", grad_output, relu_output, *rest)
-        return *grads, *(None,) * 6
+        return *grads, *(None,) * 11
 
     @_jvp
     def jvp(ctx, saved, input_tangent, weight_tangent, bias_tangent, *_):
@@ -321,9 +335,9 @@ class Conv2dBackward(Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        grad_output, relu_output, input, weight, *_ = inputs
-        *ctx.geometry, ctx.need_bias, ctx.emulate = inputs[7:]
-        ctx.like = inputs[4:7]
+        grad_output, relu_output, input, weight = inputs[:4]
+        ctx.like = inputs[4:10]
+        *ctx.geometry, ctx.need_bias, ctx.emulate = inputs[10:]
         if relu_output is not None and (any(ctx.needs_input_grad) or forward_mode()):
             raise NotImplementedError("conv2d_backward with relu_output is not differentiable")
         _save(ctx, grad_output, input, weight)
@@ -358,7 +372,7 @@ class Conv2dBackward(Function):
             backward(grad_grad_input, None)[1]
             if need_weight and grad_grad_input is not None
             else None,
-            *(None,) * 9,
+            *(None,) * 17,
         )
 
     @_jvp
@@ -374,7 +388,7 @@ class Conv2dBackward(Function):
             terms.append(backward(grad_tangent, input, weight, ctx.need_bias))
         if input_tangent is not None or weight_tangent is not None:
             terms.append(backward(grad_output, input_tangent, weight_tangent, False))
-        input_size, weight_size, _ = ctx.like
+        input_size, weight_size = _conv_sizes(grad_output, *ctx.like, ctx.geometry[-1])
         results = (
             (weight is not None, input_size),
             (input is not None, weight_size),
@@ -389,7 +403,7 @@ class Conv2dBackward(Function):
 
     @staticmethod
     def vmap(info, in_dims, grad_output, relu_output, input, weight, *rest):
-        input_size, weight_size, channels_last, *geometry, groups, need_bias, emulate = rest
+        like, geometry, (groups, need_bias, emulate) = rest[:6], rest[6:14], rest[14:]
         grad_dim, relu_dim, input_dim, weight_dim, *_ = in_dims
         batched_grad = grad_dim is not None or relu_dim is not None
 
@@ -401,9 +415,8 @@ class Conv2dBackward(Function):
                 fold.fold("output", relu_output, relu_dim),
                 fold.fold("input", input, input_dim),
                 fold.fold("weight", weight, weight_dim),
-                fold.fold_size("input", input_size),
-                fold.fold_size("weight", weight_size),
-                channels_last,
+                like[0] * (info.batch_size if dimension in ("C", "groups") else 1),
+                *like[1:],
                 *geometry,
                 fold.groups,
                 need_bias,
@@ -455,7 +468,7 @@ def _max_pool(name: str) -> tuple[type[Function], ...]:
             ctx.mark_non_differentiable(argmax)
             ctx.set_materialize_grads(False)
             _save(ctx, argmax)
-            ctx.like = (input.shape[2:], _is_channels_last(input))
+            ctx.like = (*input.shape[2:], _is_channels_last(input))
 
         @staticmethod
         def backward(ctx, grad_output, _):
@@ -472,7 +485,7 @@ def _max_pool(name: str) -> tuple[type[Function], ...]:
             return differentiable(PoolGather, tangent, *rest), None
 
     class PoolBackward(PlanewiseFunction):
-        """<name>_backward(grad_output, argmax, input_size, channels_last, *geometry, emulate)."""
+        """<name>_backward(grad_output, argmax, H, W, channels_last, *geometry, emulate)."""
 
         @staticmethod
         def forward(*args):
@@ -480,15 +493,15 @@ def _max_pool(name: str) -> tuple[type[Function], ...]:
 
         @staticmethod
         def setup_context(ctx, inputs, output):
-            _, argmax, *ctx.like = inputs[:4]
-            *ctx.geometry, ctx.emulate = inputs[4:]
-            _save(ctx, argmax)
+            ctx.like = inputs[2:5]
+            *ctx.geometry, ctx.emulate = inputs[5:]
+            _save(ctx, inputs[1])
 
         @staticmethod
         def backward(ctx, grad_grad_input):
             (argmax,) = ctx.saved_tensors
             rest = (argmax, *ctx.geometry, ctx.emulate)
-            others = (None,) * (len(ctx.geometry) + 4)
+            others = (None,) * (len(ctx.geometry) + 5)
             return differentiable(PoolGather, grad_grad_input, *rest), *others
 
         @_jvp
@@ -507,7 +520,7 @@ def _max_pool(name: str) -> tuple[type[Function], ...]:
         def setup_context(ctx, inputs, output):
             input, argmax, *ctx.geometry, ctx.emulate = inputs
             _save(ctx, argmax)
-            ctx.like = (input.shape[2:], _is_channels_last(input))
+            ctx.like = (*input.shape[2:], _is_channels_last(input))
 
         @staticmethod
         def backward(ctx, grad_output):
@@ -537,7 +550,7 @@ def _avg_pool(name: str) -> tuple[type[Function], ...]:
         @staticmethod
         def setup_context(ctx, inputs, output):
             input, *ctx.geometry = inputs
-            ctx.like = (input.shape[2:], _is_channels_last(input))
+            ctx.like = (*input.shape[2:], _is_channels_last(input))
 
         @staticmethod
         def backward(ctx, grad_output):
@@ -550,7 +563,7 @@ def _avg_pool(name: str) -> tuple[type[Function], ...]:
             return differentiable(Pool, tangent, *ctx.geometry)
 
     class PoolBackward(PlanewiseFunction):
-        """<name>_backward(grad_output, input_size, channels_last, *geometry)."""
+        """<name>_backward(grad_output, H, W, channels_last, *geometry)."""
 
         @staticmethod
         def forward(*args):
@@ -558,11 +571,11 @@ def _avg_pool(name: str) -> tuple[type[Function], ...]:
 
         @staticmethod
         def setup_context(ctx, inputs, output):
-            ctx.like, ctx.geometry = inputs[1:3], inputs[3:]
+            ctx.like, ctx.geometry = inputs[1:4], inputs[4:]
 
         @staticmethod
         def backward(ctx, grad_grad_input):
-            others = (None,) * (len(ctx.geometry) + 2)
+            others = (None,) * (len(ctx.geometry) + 3)
             return differentiable(Pool, grad_grad_input, *ctx.geometry), *others
 
         @_jvp
@@ -582,7 +595,10 @@ AdaptiveAvgPool2d, AdaptiveAvgPool2dBackward = _avg_pool("adaptive_avg_pool2d")
 
 def differentiable(function: type[Function], *args: Any) -> Any:
     """Call `function`, recorded only if it has to be."""
-    if recorded(*(arg for arg in args if isinstance(arg, Tensor))):
+    if transformed() or (
+        torch.is_grad_enabled()
+        and any(arg.requires_grad for arg in args if isinstance(arg, Tensor))
+    ):
         return apply(function, *args)
     return function.forward(*args)
 
@@ -590,9 +606,14 @@ def differentiable(function: type[Function], *args: Any) -> Any:
 # ---------------------------------------------------------------- the raw ops
 
 
-def _aten_conv_operands(input, padding):
+def _conv_sizes(grad_output, C, H, W, R, S, _, groups):
+    """Of input and weight."""
+    N, K, *_ = grad_output.shape
+    return (N, C, H, W), (K, C // groups, R, S)
+
+
+def _aten_conv_operands(input, top, bottom, left, right):
     """Input and symmetric padding for aten; what 'same' pads at the far side only goes first."""
-    top, bottom, left, right = padding
     if bottom == top and right == left:
         return input, [top, left]
     return torch.constant_pad_nd(input, [left, right, top, bottom]), [0, 0]
@@ -613,11 +634,12 @@ def _check_kinds(input, **others):
             )
 
 
-def _conv2d_fake(input, weight, bias, stride, padding, dilation, groups, relu, emulate):
+def _conv2d_fake(input, weight, bias, *rest):
+    stride, padding, dilation, groups = rest[:2], rest[2:6], rest[6:8], rest[8]
     _check_kinds(input, weight=weight, bias=bias)
     if any(size <= 0 for size in stride):
         raise RuntimeError("non-positive stride is not supported")
-    input, padding = _aten_conv_operands(input, padding)
+    input, padding = _aten_conv_operands(input, *padding)
     return torch.ops.aten.convolution(
         input, weight, bias, stride, padding, dilation, False, [0, 0], groups
     )
@@ -628,10 +650,10 @@ def _empty(like, size, channels_last, dtype=None):
     return torch.empty(size, dtype=dtype or like.dtype, device=like.device, memory_format=format)
 
 
-def _conv2d_backward_fake(
-    grad_output, relu_output, input, weight, input_size, weight_size, channels_last, *rest
-):
-    need_bias = rest[-2]
+def _conv2d_backward_fake(grad_output, relu_output, input, weight, *rest):
+    like, (groups, need_bias, _) = rest[:6], rest[-3:]
+    input_size, weight_size = _conv_sizes(grad_output, *like, groups)
+    channels_last = like[-1]
     return (
         None if weight is None else _empty(grad_output, input_size, channels_last),
         None if input is None else _empty(grad_output, weight_size, channels_last),
@@ -643,18 +665,23 @@ def _argmax_like(index, window):
     return torch.empty_like(index, dtype=torch.uint8 if window <= 254 else torch.int32)
 
 
-def _max_pool2d_with_argmax_fake(input, kernel_size, *rest):
-    *geometry, indices, _ = rest
-    output, index = torch.ops.aten.max_pool2d_with_indices(input, kernel_size, *geometry)
-    return output, index if indices else _argmax_like(index, kernel_size[0] * kernel_size[1])
+def _pairs(sizes):
+    """Height and width of each argument of aten from those of our ops."""
+    return list(zip(sizes[::2], sizes[1::2], strict=True))
 
 
-def _max_pool2d_fake(input, *geometry_emulate):
-    return torch.ops.aten.max_pool2d_with_indices(input, *geometry_emulate[:-1])[0]
+def _max_pool2d_with_argmax_fake(input, *rest):
+    sizes, (ceil_mode, indices, _) = rest[:8], rest[8:]
+    output, index = torch.ops.aten.max_pool2d_with_indices(input, *_pairs(sizes), ceil_mode)
+    return output, index if indices else _argmax_like(index, sizes[0] * sizes[1])
 
 
-def _avg_pool2d_fake(input, *geometry_emulate):
-    return torch.ops.aten.avg_pool2d(input, *geometry_emulate[:-1])
+def _max_pool2d_fake(input, *rest):
+    return _max_pool2d_with_argmax_fake(input, *rest[:-1], True, rest[-1])[0]
+
+
+def _avg_pool2d_fake(input, *rest):
+    return torch.ops.aten.avg_pool2d(input, *_pairs(rest[:6]), *rest[6:-1])
 
 
 def _longest_adaptive_window(size, count):  # as in csrc/problem.h
@@ -664,32 +691,32 @@ def _longest_adaptive_window(size, count):  # as in csrc/problem.h
     return size // count + (0 if rest == 0 else 1 if count % rest == 0 else 2)
 
 
-def _adaptive_max_pool2d_with_argmax_fake(input, output_size, indices, _):
-    output, index = torch.ops.aten.adaptive_max_pool2d(input, output_size)
+def _adaptive_max_pool2d_with_argmax_fake(input, P, Q, indices, _):
+    output, index = torch.ops.aten.adaptive_max_pool2d(input, (P, Q))
     if indices:
         return output, index
-    R, S = map(_longest_adaptive_window, input.shape[2:], output_size)
+    R, S = map(_longest_adaptive_window, input.shape[2:], (P, Q))
     return output, _argmax_like(index, R * S)
 
 
-def _adaptive_max_pool2d_fake(input, output_size, _):
-    return torch.ops.aten.adaptive_max_pool2d(input, output_size)[0]
+def _adaptive_max_pool2d_fake(input, P, Q, _):
+    return torch.ops.aten.adaptive_max_pool2d(input, (P, Q))[0]
 
 
-def _adaptive_avg_pool2d_fake(input, output_size, _):
-    return torch.ops.aten._adaptive_avg_pool2d(input, output_size)
+def _adaptive_avg_pool2d_fake(input, P, Q, _):
+    return torch.ops.aten._adaptive_avg_pool2d(input, (P, Q))
 
 
-def _max_pool_backward_fake(grad_output, argmax, input_size, channels_last, *_):
-    return _empty(grad_output, (*grad_output.shape[:2], *input_size), channels_last)
+def _max_pool_backward_fake(grad_output, argmax, H, W, channels_last, *_):
+    return _empty(grad_output, (*grad_output.shape[:2], H, W), channels_last)
 
 
 def _max_pool_gather_fake(input, argmax, *_):
     return torch.empty_like(argmax, dtype=input.dtype)
 
 
-def _avg_pool_backward_fake(grad_output, input_size, channels_last, *_):
-    return _empty(grad_output, (*grad_output.shape[:2], *input_size), channels_last)
+def _avg_pool_backward_fake(grad_output, H, W, channels_last, *_):
+    return _empty(grad_output, (*grad_output.shape[:2], H, W), channels_last)
 
 
 def _register() -> None:

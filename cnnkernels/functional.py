@@ -15,6 +15,8 @@ from torch import Tensor
 from cnnkernels import autograd
 from cnnkernels.settings import settings
 
+_autocast_enabled = torch._C._is_any_autocast_enabled
+
 Size = int | Sequence[int]
 OptionalSize = int | Sequence[int | None]
 
@@ -28,58 +30,75 @@ def _check_int(function: str, name: str, value: Any) -> None:
         raise TypeError(f"{function}(): argument '{name}' must be int, not {type(value).__name__}")
 
 
-def _pair(function: str, name: str, value: Any) -> list[int]:
+def _pair(function: str, name: str, value: Any) -> Sequence[int]:
+    kind = type(value)
+    if kind is int:
+        return value, value
+    if kind is tuple and len(value) == 2 and type(value[0]) is int and type(value[1]) is int:
+        return value
+    return _unusual_pair(function, name, value)
+
+
+def _unusual_pair(function: str, name: str, value: Any) -> Sequence[int]:
     if _is_int(value):
-        return [value, value]
+        return value, value
     if isinstance(value, (list, tuple, torch.Size)) and all(
         isinstance(item, (int, torch.SymInt)) for item in value
     ):
         if len(value) == 1:
-            return [value[0], value[0]]
+            return value[0], value[0]
         if len(value) == 2:
-            return list(value)
+            return value
         raise RuntimeError(f"{function}: {name} must be one int or two, but got {tuple(value)}")
     raise TypeError(
         f"{function}(): argument '{name}' must be int or tuple of ints, not {type(value).__name__}"
     )
 
 
-def _check_tensor(function: str, name: str, value: Any, optional: bool = False) -> None:
-    if not (isinstance(value, Tensor) or (optional and value is None)):
+def _check_tensor(function: str, name: str, value: Any) -> None:
+    if not isinstance(value, Tensor):
         raise TypeError(
             f"{function}(): argument '{name}' must be Tensor, not {type(value).__name__}"
         )
 
 
 def _bool(function: str, name: str, value: Any) -> bool:
+    if value is True or value is False:
+        return value
     if type(value).__name__ not in ("bool", "bool_"):  # of Python or numpy
         raise TypeError(f"{function}(): argument '{name}' must be bool, not {type(value).__name__}")
     return bool(value)
 
 
-def _check_rank(function: str, input: Tensor) -> None:
-    if input.dim() not in (3, 4):
-        raise RuntimeError(
-            f"Expected 3D (unbatched) or 4D (batched) input to {function}, but got input of "
-            f"size: {list(input.shape)}"
-        )
+def _batch(function: str, input: Any) -> Tensor:
+    """The input with its batch dimension."""
+    _check_tensor(function, "input", input)
+    rank = input.dim()
+    if rank == 4:
+        return input
+    if rank == 3:
+        return input.unsqueeze(0)
+    raise RuntimeError(
+        f"Expected 3D (unbatched) or 4D (batched) input to {function}, but got input of "
+        f"size: {list(input.shape)}"
+    )
 
 
 # ---------------------------------------------------------------- convolution
 
 
 def _conv_padding(
-    padding: str | Size, weight: Tensor, stride: list[int], dilation: list[int]
-) -> list[int]:
+    padding: str | Size, weight: Tensor, stride: Sequence[int], dilation: Sequence[int]
+) -> Sequence[int]:
     """Top, bottom, left, right."""
     if not isinstance(padding, str):
         height, width = _pair("conv2d", "padding", padding)
-        return [height, height, width, width]
+        return height, height, width, width
     if padding == "valid":
-        return [0, 0, 0, 0]
+        return 0, 0, 0, 0
     if padding != "same":
         raise RuntimeError(f"Invalid padding string: '{padding}'")
-    if stride != [1, 1]:
+    if tuple(stride) != (1, 1):
         raise RuntimeError("padding='same' is not supported for strided convolutions")
     total = [d * (size - 1) for d, size in zip(dilation, weight.shape[2:], strict=True)]
     return [side for t in total for side in (t // 2, t - t // 2)]
@@ -109,26 +128,26 @@ def _conv2d(
     dilation: Size,
     groups: int,
 ) -> Tensor:
-    _check_tensor(function, "input", input)
+    batched = _batch(function, input)
     _check_tensor(function, "weight", weight)
-    _check_tensor(function, "bias", bias, optional=True)
-    _check_int(function, "groups", groups)
-    _check_rank(function, input)
+    if bias is not None:
+        _check_tensor(function, "bias", bias)
+    if type(groups) is not int:
+        _check_int(function, "groups", groups)
     if weight.dim() != 4:
         raise RuntimeError(f"{function}: expected 4D weight, but got {list(weight.shape)}")
     stride = _pair(function, "stride", stride)
     dilation = _pair(function, "dilation", dilation)
     padding = _conv_padding(padding, weight, stride, dilation)
-    if torch._C._is_any_autocast_enabled():
-        input, weight, bias = map(_autocast, (input, weight, bias))
-    batched = input if input.dim() == 4 else input.unsqueeze(0)
-
-    args = (batched, weight, bias, stride, padding, dilation, groups, relu, settings.emulate)
-    if autograd.recorded(input, weight, bias):
+    if _autocast_enabled():
+        batched, weight, bias = map(_autocast, (batched, weight, bias))
+    geometry = (*stride, *padding, *dilation, groups)
+    args = (batched, weight, bias, *geometry, relu, settings.emulate)
+    if autograd.recorded(batched, weight, bias):
         output = autograd.apply(autograd.Conv2d, *args)
     else:
         output = autograd.call("conv2d", *args)
-    return output if input.dim() == 4 else output.squeeze(0)
+    return _unbatch(input, output)
 
 
 def conv2d(
@@ -182,38 +201,38 @@ def conv2d_relu(
 # ---------------------------------------------------------------- pooling
 
 
-def _pool_geometry(
-    function: str, input: Tensor, kernel_size: Size, stride: Size | None, padding: Size
-) -> list[list[int]]:
-    _check_tensor(function, "input", input)
-    _check_rank(function, input)
+def _window(function: str, kernel_size: Size, stride: Size | None, padding: Size) -> Sequence[int]:
     kernel_size = _pair(function, "kernel_size", kernel_size)
-    return [
-        kernel_size,
-        kernel_size if stride is None or stride in ([], ()) else _pair(function, "stride", stride),
-        _pair(function, "padding", padding),
-    ]
+    if stride is None or stride in ([], ()):
+        stride = kernel_size
+    else:
+        stride = _pair(function, "stride", stride)
+    return *kernel_size, *stride, *_pair(function, "padding", padding)
 
 
 def _max_pool(
     op: str,
     function: type[torch.autograd.Function],
     input: Tensor,
-    geometry: list,
+    geometry: Sequence[int],
     return_indices: bool,
-) -> tuple[Tensor, ...]:
-    """The output, and its indices if they are to be returned or kept."""
-    batched = input if input.dim() == 4 else input.unsqueeze(0)
+) -> Tensor | tuple[Tensor, Tensor]:
     if autograd.recorded(input):
-        args = (batched, *geometry, bool(return_indices), settings.emulate)
+        args = (input, *geometry, bool(return_indices), settings.emulate)
         outputs = autograd.apply(function, *args)
-    elif return_indices:
-        outputs = autograd.call(f"{op}_with_argmax", batched, *geometry, True, settings.emulate)
-    else:
-        outputs = (autograd.call(op, batched, *geometry, settings.emulate),)
-    if input.dim() == 3:
-        outputs = tuple(output.squeeze(0) for output in outputs)
-    return outputs
+        return outputs if return_indices else outputs[0]
+    if return_indices:
+        return autograd.call(f"{op}_with_argmax", input, *geometry, True, settings.emulate)
+    return autograd.call(op, input, *geometry, settings.emulate)
+
+
+def _unbatch(input: Tensor, result: Any) -> Any:
+    """A function's result, one tensor or several, of as many dimensions as its input has."""
+    if input.dim() == 4:
+        return result
+    if isinstance(result, Tensor):
+        return result.squeeze(0)
+    return tuple(tensor.squeeze(0) for tensor in result)
 
 
 def max_pool2d(
@@ -245,13 +264,14 @@ def max_pool2d(
         TypeError: an argument of the wrong type.
         RuntimeError: values out of range, an input too small, an unsupported dtype.
     """
-    geometry = _pool_geometry("max_pool2d", input, kernel_size, stride, padding)
-    geometry += [
-        _pair("max_pool2d", "dilation", dilation),
+    batched = _batch("max_pool2d", input)
+    geometry = (
+        *_window("max_pool2d", kernel_size, stride, padding),
+        *_pair("max_pool2d", "dilation", dilation),
         _bool("max_pool2d", "ceil_mode", ceil_mode),
-    ]
-    outputs = _max_pool("max_pool2d", autograd.MaxPool2d, input, geometry, return_indices)
-    return outputs if return_indices else outputs[0]
+    )
+    result = _max_pool("max_pool2d", autograd.MaxPool2d, batched, geometry, return_indices)
+    return _unbatch(input, result)
 
 
 def avg_pool2d(
@@ -281,23 +301,23 @@ def avg_pool2d(
         TypeError: an argument of the wrong type.
         RuntimeError: values out of range, an input too small, an unsupported dtype.
     """
-    geometry = _pool_geometry("avg_pool2d", input, kernel_size, stride, padding)
-    batched = input if input.dim() == 4 else input.unsqueeze(0)
+    batched = _batch("avg_pool2d", input)
+    window = _window("avg_pool2d", kernel_size, stride, padding)
     if divisor_override is not None:
         _check_int("avg_pool2d", "divisor_override", divisor_override)
 
     args = (
         batched,
-        *geometry,
+        *window,
         _bool("avg_pool2d", "ceil_mode", ceil_mode),
         _bool("avg_pool2d", "count_include_pad", count_include_pad),
         divisor_override,
     )
     output = autograd.differentiable(autograd.AvgPool2d, *args, settings.emulate)
-    return output if input.dim() == 4 else output.squeeze(0)
+    return _unbatch(input, output)
 
 
-def _output_size(function: str, input: Tensor, output_size: Any) -> list[int]:
+def _output_size(function: str, input: Tensor, output_size: Any) -> Sequence[int]:
     """Height and width; None stands for the input's."""
     _check_tensor(function, "input", input)
     if _is_int(output_size):
@@ -317,7 +337,6 @@ def _output_size(function: str, input: Tensor, output_size: Any) -> list[int]:
             )
     if len(size) != 2:
         raise RuntimeError(f"{function}: output_size must be 2, but got {tuple(size)}")
-    _check_rank(function, input)
     return size
 
 
@@ -344,15 +363,16 @@ def adaptive_max_pool2d(
         ValueError: an input of two dimensions or less.
         RuntimeError: values out of range, an empty input, an unsupported dtype.
     """
-    geometry = [_output_size("adaptive_max_pool2d", input, output_size)]
+    size = _output_size("adaptive_max_pool2d", input, output_size)
     if input.dim() == 4 and input.shape[1] == 0:  # an average of no channels is one, to torch
         raise RuntimeError(
             "adaptive_max_pool2d(): Expected input to have non-zero size for non-batch "
             f"dimensions, but input has sizes {list(input.shape)} with dimension 1 being empty"
         )
+    batched = _batch("adaptive_max_pool2d", input)
     function = autograd.AdaptiveMaxPool2d
-    outputs = _max_pool("adaptive_max_pool2d", function, input, geometry, return_indices)
-    return outputs if return_indices else outputs[0]
+    result = _max_pool("adaptive_max_pool2d", function, batched, size, return_indices)
+    return _unbatch(input, result)
 
 
 def adaptive_avg_pool2d(input: Tensor, output_size: OptionalSize) -> Tensor:
@@ -373,6 +393,6 @@ def adaptive_avg_pool2d(input: Tensor, output_size: OptionalSize) -> Tensor:
         RuntimeError: values out of range, an empty input, an unsupported dtype.
     """
     size = _output_size("adaptive_avg_pool2d", input, output_size)
-    batched = input if input.dim() == 4 else input.unsqueeze(0)
-    output = autograd.differentiable(autograd.AdaptiveAvgPool2d, batched, size, settings.emulate)
-    return output if input.dim() == 4 else output.squeeze(0)
+    batched = _batch("adaptive_avg_pool2d", input)
+    output = autograd.differentiable(autograd.AdaptiveAvgPool2d, batched, *size, settings.emulate)
+    return _unbatch(input, output)

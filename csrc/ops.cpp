@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <array>
 #include <climits>
 #include <optional>
 #include <string>
@@ -26,7 +27,8 @@ namespace {
 using torch::headeronly::IntHeaderOnlyArrayRef;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-using Ints = std::vector<int64_t>;
+using Sizes = std::array<int64_t, 4>;
+using Pair = std::array<int64_t, 2>;
 using OptionalTensor = std::optional<Tensor>;
 
 std::string text(IntHeaderOnlyArrayRef sizes) {
@@ -52,9 +54,10 @@ Strides strides_of(const Tensor& tensor) {
   return {strides[0], strides[1], strides[2], strides[3]};
 }
 
-Ints sizes_of(const Tensor& tensor) {
+// Of a tensor of four dimensions.
+Sizes sizes_of(const Tensor& tensor) {
   const auto sizes = tensor.sizes();
-  return Ints(sizes.begin(), sizes.end());
+  return {sizes[0], sizes[1], sizes[2], sizes[3]};
 }
 
 // A size or an argument, or a sum of them, which kernels keep in an int.
@@ -78,12 +81,13 @@ bool is_channels_last(const Tensor& tensor) {
   return true;
 }
 
-Tensor empty(const Tensor& like, std::vector<int64_t> sizes, bool channels_last,
+// Of one dimension or four.
+Tensor empty(const Tensor& like, IntHeaderOnlyArrayRef sizes, bool channels_last,
              std::optional<int32_t> dtype = std::nullopt) {
   int32_t device_type, own_dtype;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &own_dtype));
-  std::vector<int64_t> strides(sizes.size());
+  Sizes strides;
   int64_t stride = 1;
   const auto place = [&](size_t d) {
     strides[d] = stride;
@@ -202,21 +206,23 @@ void check_rank(const Tensor& tensor, const char* name) {
 }
 
 // A tensor of a backward pass: as large as the problem says, and of a kind with the gradient.
-void check_operand(const Tensor& tensor, const char* name, const Ints& sizes,
+void check_operand(const Tensor& tensor, const char* name, const Sizes& sizes,
                    const Tensor& grad_output) {
-  STD_TORCH_CHECK(sizes_of(tensor) == sizes, "Expected ", name, " of size ", text(sizes),
-                  ", but got ", text(tensor.sizes()));
+  STD_TORCH_CHECK(tensor.dim() == 4 && sizes_of(tensor) == sizes, "Expected ", name, " of size ",
+                  text(sizes), ", but got ", text(tensor.sizes()));
   check_same(grad_output, "grad_output", tensor, name);
 }
 
 // ---------------------------------------------------------------- convolution
 
 struct ConvArguments {
-  const Ints &stride, &padding, &dilation;  // padding: top, bottom, left, right
+  Pair stride;
+  Sizes padding;  // top, bottom, left, right
+  Pair dilation;
   int64_t groups;
 };
 
-void check_conv(const Ints& input, const Ints& weight, const ConvArguments& arguments) {
+void check_conv(const Sizes& input, const Sizes& weight, const ConvArguments& arguments) {
   const int64_t groups = arguments.groups;
   STD_TORCH_CHECK(groups > 0, "non-positive groups is not supported");
   for (int i = 0; i < 2; ++i) {
@@ -239,16 +245,16 @@ void check_conv(const Ints& input, const Ints& weight, const ConvArguments& argu
 
 // Sizes only; strides come from the tensors at hand. Every int in it is checked, so that sums
 // such as p * stride + r * dilation cannot overflow.
-Conv2dProblem conv_problem(const Ints& input, const Ints& weight, const ConvArguments& arguments) {
+Conv2dProblem conv_problem(const Sizes& input, const Sizes& weight,
+                           const ConvArguments& arguments) {
   check_conv(input, weight, arguments);
-  const auto &stride = arguments.stride, &padding = arguments.padding,
-             &dilation = arguments.dilation;
+  const auto& [stride, padding, dilation, groups] = arguments;
   Conv2dProblem problem{};
   problem.N = narrow(input[0], "N"), problem.C = narrow(input[1], "C");
   problem.H = narrow(input[2], "H"), problem.W = narrow(input[3], "W");
   problem.K = narrow(weight[0], "K");
   problem.R = narrow(weight[2], "R"), problem.S = narrow(weight[3], "S");
-  problem.groups = narrow(arguments.groups, "groups");
+  problem.groups = narrow(groups, "groups");
   problem.stride_h = narrow(stride[0], "stride"), problem.stride_w = narrow(stride[1], "stride");
   problem.dilation_h = narrow(dilation[0], "dilation");
   problem.dilation_w = narrow(dilation[1], "dilation");
@@ -267,18 +273,22 @@ Conv2dProblem conv_problem(const Ints& input, const Ints& weight, const ConvArgu
   return problem;
 }
 
-Ints output_sizes(const Conv2dProblem& problem) {
+Sizes output_sizes(const Conv2dProblem& problem) {
   return {problem.N, problem.K, problem.P, problem.Q};
 }
 
 Tensor conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
-              const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
-              bool relu, bool emulate) {
+              int64_t stride_h, int64_t stride_w, int64_t pad_top, int64_t pad_bottom,
+              int64_t pad_left, int64_t pad_right, int64_t dilation_h, int64_t dilation_w,
+              int64_t groups, bool relu, bool emulate) {
   check_rank(input, "input");
   check_rank(weight, "weight");
   check_same(input, "Input", weight, "weight");
-  Conv2dProblem problem =
-      conv_problem(sizes_of(input), sizes_of(weight), {stride, padding, dilation, groups});
+  Conv2dProblem problem = conv_problem(sizes_of(input), sizes_of(weight),
+                                       {{stride_h, stride_w},
+                                        {pad_top, pad_bottom, pad_left, pad_right},
+                                        {dilation_h, dilation_w},
+                                        groups});
   problem.input = strides_of(input);
   problem.weight = strides_of(weight);
   if (bias) {
@@ -301,15 +311,25 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& b
   return output;
 }
 
-// grad_input where the weight is given, grad_weight where the input is, grad_bias where asked for;
-// the others stay undefined (None), and a caller need not keep what they would read.
+// The sizes that grad_output does not tell are arguments, since a caller need not keep what would
+// not be read: grad_input where the weight is given, grad_weight where the input is, grad_bias
+// where asked for; the others stay undefined (None), and a caller need not keep what they would
+// read.
 std::tuple<Tensor, Tensor, Tensor> conv2d_backward(
     const Tensor& grad_output, const OptionalTensor& relu_output, const OptionalTensor& input,
-    const OptionalTensor& weight, const Ints& input_size, const Ints& weight_size,
-    bool channels_last, const Ints& stride, const Ints& padding, const Ints& dilation,
-    int64_t groups, bool need_bias, bool emulate) {
-  Conv2dProblem problem =
-      conv_problem(input_size, weight_size, {stride, padding, dilation, groups});
+    const OptionalTensor& weight, int64_t C, int64_t H, int64_t W, int64_t R, int64_t S,
+    bool channels_last, int64_t stride_h, int64_t stride_w, int64_t pad_top, int64_t pad_bottom,
+    int64_t pad_left, int64_t pad_right, int64_t dilation_h, int64_t dilation_w, int64_t groups,
+    bool need_bias, bool emulate) {
+  check_rank(grad_output, "grad_output");
+  STD_TORCH_CHECK(groups > 0, "non-positive groups is not supported");
+  const Sizes input_size{grad_output.size(0), C, H, W};
+  const Sizes weight_size{grad_output.size(1), C / groups, R, S};
+  Conv2dProblem problem = conv_problem(input_size, weight_size,
+                                       {{stride_h, stride_w},
+                                        {pad_top, pad_bottom, pad_left, pad_right},
+                                        {dilation_h, dilation_w},
+                                        groups});
   check_operand(grad_output, "grad_output", output_sizes(problem), grad_output);
   problem.output = strides_of(grad_output);
   if (relu_output) {
@@ -350,7 +370,8 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward(
   }
   if (need_bias) {
     const auto bgrad = choose(placement.backend, problem, dtype, &Conv2dAlgorithm::bgrad);
-    grad_bias = empty(grad_output, {problem.K}, false);
+    const int64_t filters = problem.K;
+    grad_bias = empty(grad_output, {&filters, 1}, false);
     bgrad(problem, dtype, grad, relu, placement.out("grad_bias", grad_bias), placement.stream);
   }
   return {grad_input, grad_weight, grad_bias};
@@ -359,17 +380,22 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward(
 // ---------------------------------------------------------------- pooling
 
 struct PoolArguments {
-  const Ints &kernel_size, &stride, &padding, &dilation;
+  Pair kernel_size, stride, padding, dilation;
   bool ceil_mode;
 };
 
 template <class Problem>
-Ints output_sizes(const Problem& problem) {
+Sizes output_sizes(const Problem& problem) {
   return {problem.N, problem.C, problem.P, problem.Q};
 }
 
+template <class Problem>
+Sizes input_sizes(const Problem& problem) {
+  return {problem.N, problem.C, problem.H, problem.W};
+}
+
 // Sizes only; strides come from the tensors at hand.
-Pool2dProblem problem_of(const Ints& sizes, const PoolArguments& arguments) {
+Pool2dProblem problem_of(const Sizes& sizes, const PoolArguments& arguments) {
   const auto &kernel = arguments.kernel_size, &stride = arguments.stride,
              &padding = arguments.padding, &dilation = arguments.dilation;
   int64_t output[2];
@@ -416,11 +442,11 @@ Pool2dProblem problem_of(const Ints& sizes, const PoolArguments& arguments) {
 }
 
 struct AdaptiveArguments {
-  const Ints& output_size;
+  Pair output_size;
 };
 
-AdaptivePool2dProblem problem_of(const Ints& sizes, const AdaptiveArguments& arguments) {
-  const Ints& output = arguments.output_size;
+AdaptivePool2dProblem problem_of(const Sizes& sizes, const AdaptiveArguments& arguments) {
+  const Pair& output = arguments.output_size;
   for (int i = 2; i < 4; ++i)
     STD_TORCH_CHECK(sizes[i] > 0,
                     "Expected input to have non-zero size for non-batch dimensions, but input has "
@@ -447,13 +473,10 @@ auto forward_problem(const Tensor& input, const Arguments& arguments) {
   return problem;
 }
 
-// input_size is H, W; the planes are grad_output's.
 template <class Arguments>
-auto backward_problem(const Tensor& grad_output, const Ints& input_size,
-                      const Arguments& arguments) {
+auto backward_problem(const Tensor& grad_output, int64_t H, int64_t W, const Arguments& arguments) {
   check_rank(grad_output, "grad_output");
-  auto problem = problem_of(
-      {grad_output.size(0), grad_output.size(1), input_size[0], input_size[1]}, arguments);
+  auto problem = problem_of({grad_output.size(0), grad_output.size(1), H, W}, arguments);
   check_operand(grad_output, "grad_output", output_sizes(problem), grad_output);
   STD_TORCH_CHECK(problem.P > 0 && problem.Q > 0,
                   "Expected grad_output to have non-zero size for non-batch dimensions, but "
@@ -483,10 +506,11 @@ Argmax argmax_of(const Tensor& argmax, const Problem& problem) {
   const ScalarType expected = kind == Argmax::int64   ? ScalarType::Long
                               : kind == Argmax::int32 ? ScalarType::Int
                                                       : ScalarType::Byte;
-  STD_TORCH_CHECK(type == expected && sizes_of(argmax) == output_sizes(problem),
-                  "Expected an argmax of size ", text(output_sizes(problem)), " and type ",
-                  torch::headeronly::toString(expected), ", but got ", text(argmax.sizes()),
-                  " and ", torch::headeronly::toString(type));
+  STD_TORCH_CHECK(
+      type == expected && argmax.dim() == 4 && sizes_of(argmax) == output_sizes(problem),
+      "Expected an argmax of size ", text(output_sizes(problem)), " and type ",
+      torch::headeronly::toString(expected), ", but got ", text(argmax.sizes()), " and ",
+      torch::headeronly::toString(type));
   return kind;
 }
 
@@ -523,8 +547,7 @@ Tensor max_backward(Problem problem, const Tensor& grad_output, const Tensor& ar
   const auto backward = choose(placement.backend, problem, dtype_of(grad_output),
                                &PoolAlgorithm<Problem>::max_backward);
 
-  const Tensor grad_input =
-      empty(grad_output, {problem.N, problem.C, problem.H, problem.W}, channels_last);
+  const Tensor grad_input = empty(grad_output, input_sizes(problem), channels_last);
   problem.input = strides_of(grad_input);
   if (grad_input.numel() != 0)
     backward(problem, dtype_of(grad_output), placement.in("grad_output", grad_output),
@@ -569,8 +592,7 @@ Tensor avg_backward(Problem problem, const Tensor& grad_output, bool channels_la
   const auto backward = choose(placement.backend, problem, dtype_of(grad_output),
                                &PoolAlgorithm<Problem>::avg_backward);
 
-  const Tensor grad_input =
-      empty(grad_output, {problem.N, problem.C, problem.H, problem.W}, channels_last);
+  const Tensor grad_input = empty(grad_output, input_sizes(problem), channels_last);
   problem.input = strides_of(grad_input);
   if (grad_input.numel() != 0)
     backward(problem, dtype_of(grad_output), placement.in("grad_output", grad_output),
@@ -580,37 +602,54 @@ Tensor avg_backward(Problem problem, const Tensor& grad_output, bool channels_la
 
 // ---------------------------------------------------------------- regular pooling
 
-Tensor max_pool2d(const Tensor& input, const Ints& kernel_size, const Ints& stride,
-                  const Ints& padding, const Ints& dilation, bool ceil_mode, bool emulate) {
-  const PoolArguments arguments{kernel_size, stride, padding, dilation, ceil_mode};
+Tensor max_pool2d(const Tensor& input, int64_t kernel_h, int64_t kernel_w, int64_t stride_h,
+                  int64_t stride_w, int64_t pad_h, int64_t pad_w, int64_t dilation_h,
+                  int64_t dilation_w, bool ceil_mode, bool emulate) {
+  const PoolArguments arguments{{kernel_h, kernel_w},
+                                {stride_h, stride_w},
+                                {pad_h, pad_w},
+                                {dilation_h, dilation_w},
+                                ceil_mode};
   return std::get<0>(max_forward(forward_problem(input, arguments), input, false, false, emulate));
 }
 
-std::tuple<Tensor, Tensor> max_pool2d_with_argmax(const Tensor& input, const Ints& kernel_size,
-                                                  const Ints& stride, const Ints& padding,
-                                                  const Ints& dilation, bool ceil_mode,
-                                                  bool indices, bool emulate) {
-  const PoolArguments arguments{kernel_size, stride, padding, dilation, ceil_mode};
+std::tuple<Tensor, Tensor> max_pool2d_with_argmax(const Tensor& input, int64_t kernel_h,
+                                                  int64_t kernel_w, int64_t stride_h,
+                                                  int64_t stride_w, int64_t pad_h, int64_t pad_w,
+                                                  int64_t dilation_h, int64_t dilation_w,
+                                                  bool ceil_mode, bool indices, bool emulate) {
+  const PoolArguments arguments{{kernel_h, kernel_w},
+                                {stride_h, stride_w},
+                                {pad_h, pad_w},
+                                {dilation_h, dilation_w},
+                                ceil_mode};
   return max_forward(forward_problem(input, arguments), input, true, indices, emulate);
 }
 
-Tensor max_pool2d_backward(const Tensor& grad_output, const Tensor& argmax, const Ints& input_size,
-                           bool channels_last, const Ints& kernel_size, const Ints& stride,
-                           const Ints& padding, const Ints& dilation, bool ceil_mode,
-                           bool emulate) {
-  const PoolArguments arguments{kernel_size, stride, padding, dilation, ceil_mode};
-  return max_backward(backward_problem(grad_output, input_size, arguments), grad_output, argmax,
+Tensor max_pool2d_backward(const Tensor& grad_output, const Tensor& argmax, int64_t H, int64_t W,
+                           bool channels_last, int64_t kernel_h, int64_t kernel_w, int64_t stride_h,
+                           int64_t stride_w, int64_t pad_h, int64_t pad_w, int64_t dilation_h,
+                           int64_t dilation_w, bool ceil_mode, bool emulate) {
+  const PoolArguments arguments{{kernel_h, kernel_w},
+                                {stride_h, stride_w},
+                                {pad_h, pad_w},
+                                {dilation_h, dilation_w},
+                                ceil_mode};
+  return max_backward(backward_problem(grad_output, H, W, arguments), grad_output, argmax,
                       channels_last, emulate);
 }
 
-Tensor max_pool2d_gather(const Tensor& input, const Tensor& argmax, const Ints& kernel_size,
-                         const Ints& stride, const Ints& padding, const Ints& dilation,
-                         bool ceil_mode, bool emulate) {
-  const PoolArguments arguments{kernel_size, stride, padding, dilation, ceil_mode};
+Tensor max_pool2d_gather(const Tensor& input, const Tensor& argmax, int64_t kernel_h,
+                         int64_t kernel_w, int64_t stride_h, int64_t stride_w, int64_t pad_h,
+                         int64_t pad_w, int64_t dilation_h, int64_t dilation_w, bool ceil_mode,
+                         bool emulate) {
+  const PoolArguments arguments{{kernel_h, kernel_w},
+                                {stride_h, stride_w},
+                                {pad_h, pad_w},
+                                {dilation_h, dilation_w},
+                                ceil_mode};
   return max_gather(forward_problem(input, arguments), input, argmax, emulate);
 }
-
-const Ints kNoDilation{1, 1};
 
 Pool2dProblem with_divisor(Pool2dProblem problem, bool count_include_pad,
                            const std::optional<int64_t>& divisor_override) {
@@ -620,58 +659,63 @@ Pool2dProblem with_divisor(Pool2dProblem problem, bool count_include_pad,
   return problem;
 }
 
-Tensor avg_pool2d(const Tensor& input, const Ints& kernel_size, const Ints& stride,
-                  const Ints& padding, bool ceil_mode, bool count_include_pad,
-                  std::optional<int64_t> divisor_override, bool emulate) {
-  const PoolArguments arguments{kernel_size, stride, padding, kNoDilation, ceil_mode};
+Tensor avg_pool2d(const Tensor& input, int64_t kernel_h, int64_t kernel_w, int64_t stride_h,
+                  int64_t stride_w, int64_t pad_h, int64_t pad_w, bool ceil_mode,
+                  bool count_include_pad, std::optional<int64_t> divisor_override, bool emulate) {
+  const PoolArguments arguments{
+      {kernel_h, kernel_w}, {stride_h, stride_w}, {pad_h, pad_w}, {1, 1}, ceil_mode};
   const Pool2dProblem problem = forward_problem(input, arguments);
   return avg_forward(with_divisor(problem, count_include_pad, divisor_override), input, emulate);
 }
 
-Tensor avg_pool2d_backward(const Tensor& grad_output, const Ints& input_size, bool channels_last,
-                           const Ints& kernel_size, const Ints& stride, const Ints& padding,
-                           bool ceil_mode, bool count_include_pad,
+Tensor avg_pool2d_backward(const Tensor& grad_output, int64_t H, int64_t W, bool channels_last,
+                           int64_t kernel_h, int64_t kernel_w, int64_t stride_h, int64_t stride_w,
+                           int64_t pad_h, int64_t pad_w, bool ceil_mode, bool count_include_pad,
                            std::optional<int64_t> divisor_override, bool emulate) {
-  const PoolArguments arguments{kernel_size, stride, padding, kNoDilation, ceil_mode};
-  const Pool2dProblem problem = backward_problem(grad_output, input_size, arguments);
+  const PoolArguments arguments{
+      {kernel_h, kernel_w}, {stride_h, stride_w}, {pad_h, pad_w}, {1, 1}, ceil_mode};
+  const Pool2dProblem problem = backward_problem(grad_output, H, W, arguments);
   return avg_backward(with_divisor(problem, count_include_pad, divisor_override), grad_output,
                       channels_last, emulate);
 }
 
 // ---------------------------------------------------------------- adaptive pooling
 
-Tensor adaptive_max_pool2d(const Tensor& input, const Ints& output_size, bool emulate) {
-  return std::get<0>(max_forward(forward_problem(input, AdaptiveArguments{output_size}), input,
-                                 false, false, emulate));
+Tensor adaptive_max_pool2d(const Tensor& input, int64_t P, int64_t Q, bool emulate) {
+  const AdaptiveArguments arguments{{P, Q}};
+  return std::get<0>(max_forward(forward_problem(input, arguments), input, false, false, emulate));
 }
 
-std::tuple<Tensor, Tensor> adaptive_max_pool2d_with_argmax(const Tensor& input,
-                                                           const Ints& output_size, bool indices,
-                                                           bool emulate) {
-  return max_forward(forward_problem(input, AdaptiveArguments{output_size}), input, true, indices,
-                     emulate);
+std::tuple<Tensor, Tensor> adaptive_max_pool2d_with_argmax(const Tensor& input, int64_t P,
+                                                           int64_t Q, bool indices, bool emulate) {
+  const AdaptiveArguments arguments{{P, Q}};
+  return max_forward(forward_problem(input, arguments), input, true, indices, emulate);
 }
 
-Tensor adaptive_max_pool2d_backward(const Tensor& grad_output, const Tensor& argmax,
-                                    const Ints& input_size, bool channels_last,
-                                    const Ints& output_size, bool emulate) {
-  return max_backward(backward_problem(grad_output, input_size, AdaptiveArguments{output_size}),
-                      grad_output, argmax, channels_last, emulate);
+Tensor adaptive_max_pool2d_backward(const Tensor& grad_output, const Tensor& argmax, int64_t H,
+                                    int64_t W, bool channels_last, int64_t P, int64_t Q,
+                                    bool emulate) {
+  const AdaptiveArguments arguments{{P, Q}};
+  return max_backward(backward_problem(grad_output, H, W, arguments), grad_output, argmax,
+                      channels_last, emulate);
 }
 
-Tensor adaptive_max_pool2d_gather(const Tensor& input, const Tensor& argmax,
-                                  const Ints& output_size, bool emulate) {
-  return max_gather(forward_problem(input, AdaptiveArguments{output_size}), input, argmax, emulate);
+Tensor adaptive_max_pool2d_gather(const Tensor& input, const Tensor& argmax, int64_t P, int64_t Q,
+                                  bool emulate) {
+  const AdaptiveArguments arguments{{P, Q}};
+  return max_gather(forward_problem(input, arguments), input, argmax, emulate);
 }
 
-Tensor adaptive_avg_pool2d(const Tensor& input, const Ints& output_size, bool emulate) {
-  return avg_forward(forward_problem(input, AdaptiveArguments{output_size}), input, emulate);
+Tensor adaptive_avg_pool2d(const Tensor& input, int64_t P, int64_t Q, bool emulate) {
+  const AdaptiveArguments arguments{{P, Q}};
+  return avg_forward(forward_problem(input, arguments), input, emulate);
 }
 
-Tensor adaptive_avg_pool2d_backward(const Tensor& grad_output, const Ints& input_size,
-                                    bool channels_last, const Ints& output_size, bool emulate) {
-  return avg_backward(backward_problem(grad_output, input_size, AdaptiveArguments{output_size}),
-                      grad_output, channels_last, emulate);
+Tensor adaptive_avg_pool2d_backward(const Tensor& grad_output, int64_t H, int64_t W,
+                                    bool channels_last, int64_t P, int64_t Q, bool emulate) {
+  const AdaptiveArguments arguments{{P, Q}};
+  return avg_backward(backward_problem(grad_output, H, W, arguments), grad_output, channels_last,
+                      emulate);
 }
 
 template <class Library>
@@ -696,53 +740,48 @@ void register_kernels(Library& m) {
 }  // namespace cnnkernels
 
 // conv2d with its epilogue, conv2d_backward and the pools are each other's derivatives: see
-// cnnkernels/autograd.py. padding of a convolution is top, bottom, left, right, so that 'same'
-// with an even filter needs no copy. `emulate` runs the CUDA kernels on CPU tensors; it is an
-// argument, and no ambient state, so that a backward pass or a captured graph keeps it.
+// cnnkernels/autograd.py. The four paddings of a convolution serve 'same' with an even filter
+// without a copy. `emulate` runs the CUDA kernels on CPU tensors; it is an argument, and no ambient
+// state, so that a backward pass or a captured graph keeps it. Pairs are two arguments each, since
+// torch needs 0.2 us to take an int from Python and 1 us for a list of two.
 STABLE_TORCH_LIBRARY(cnnkernels, m) {
-  m.def(
-      "conv2d(Tensor input, Tensor weight, Tensor? bias, SymInt[2] stride, SymInt[4] padding, "
-      "SymInt[2] dilation, SymInt groups, bool relu, bool emulate) -> Tensor");
-  m.def(
-      "conv2d_backward(Tensor grad_output, Tensor? relu_output, Tensor? input, Tensor? weight, "
-      "SymInt[4] input_size, SymInt[4] weight_size, bool channels_last, SymInt[2] stride, "
-      "SymInt[4] padding, SymInt[2] dilation, SymInt groups, bool need_bias, bool emulate) -> "
-      "(Tensor, Tensor, Tensor)");
-  m.def(
-      "max_pool2d(Tensor input, SymInt[2] kernel_size, SymInt[2] stride, SymInt[2] padding, "
-      "SymInt[2] dilation, bool ceil_mode, bool emulate) -> Tensor");
-  m.def(
-      "max_pool2d_with_argmax(Tensor input, SymInt[2] kernel_size, SymInt[2] stride, "
-      "SymInt[2] padding, SymInt[2] dilation, bool ceil_mode, bool indices, bool emulate) -> "
-      "(Tensor, Tensor)");
-  m.def(
-      "max_pool2d_backward(Tensor grad_output, Tensor argmax, SymInt[2] input_size, "
-      "bool channels_last, SymInt[2] kernel_size, SymInt[2] stride, SymInt[2] padding, "
-      "SymInt[2] dilation, bool ceil_mode, bool emulate) -> Tensor");
-  m.def(
-      "max_pool2d_gather(Tensor input, Tensor argmax, SymInt[2] kernel_size, SymInt[2] stride, "
-      "SymInt[2] padding, SymInt[2] dilation, bool ceil_mode, bool emulate) -> Tensor");
-  m.def(
-      "avg_pool2d(Tensor input, SymInt[2] kernel_size, SymInt[2] stride, SymInt[2] padding, "
-      "bool ceil_mode, bool count_include_pad, int? divisor_override, bool emulate) -> Tensor");
-  m.def(
-      "avg_pool2d_backward(Tensor grad_output, SymInt[2] input_size, bool channels_last, "
-      "SymInt[2] kernel_size, SymInt[2] stride, SymInt[2] padding, bool ceil_mode, "
-      "bool count_include_pad, int? divisor_override, bool emulate) -> Tensor");
-  m.def("adaptive_max_pool2d(Tensor input, SymInt[2] output_size, bool emulate) -> Tensor");
-  m.def(
-      "adaptive_max_pool2d_with_argmax(Tensor input, SymInt[2] output_size, bool indices, "
-      "bool emulate) -> (Tensor, Tensor)");
-  m.def(
-      "adaptive_max_pool2d_backward(Tensor grad_output, Tensor argmax, SymInt[2] input_size, "
-      "bool channels_last, SymInt[2] output_size, bool emulate) -> Tensor");
-  m.def(
-      "adaptive_max_pool2d_gather(Tensor input, Tensor argmax, SymInt[2] output_size, "
-      "bool emulate) -> Tensor");
-  m.def("adaptive_avg_pool2d(Tensor input, SymInt[2] output_size, bool emulate) -> Tensor");
-  m.def(
-      "adaptive_avg_pool2d_backward(Tensor grad_output, SymInt[2] input_size, bool channels_last, "
-      "SymInt[2] output_size, bool emulate) -> Tensor");
+  const std::string conv =
+      "SymInt stride_h, SymInt stride_w, SymInt pad_top, SymInt pad_bottom, SymInt pad_left, "
+      "SymInt pad_right, SymInt dilation_h, SymInt dilation_w, SymInt groups, ";
+  const std::string window =
+      "SymInt kernel_h, SymInt kernel_w, SymInt stride_h, SymInt stride_w, SymInt pad_h, "
+      "SymInt pad_w, ";
+  const std::string max_pool = window + "SymInt dilation_h, SymInt dilation_w, bool ceil_mode, ";
+  const std::string avg_pool =
+      window + "bool ceil_mode, bool count_include_pad, int? divisor_override, ";
+  const std::string adaptive_pool = "SymInt P, SymInt Q, ";
+  const auto def = [&](const std::string& schema) { m.def(schema.c_str()); };
+
+  def("conv2d(Tensor input, Tensor weight, Tensor? bias, " + conv +
+      "bool relu, bool emulate) -> Tensor");
+  def("conv2d_backward(Tensor grad_output, Tensor? relu_output, Tensor? input, Tensor? weight, "
+      "SymInt C, SymInt H, SymInt W, SymInt R, SymInt S, bool channels_last, " +
+      conv + "bool need_bias, bool emulate) -> (Tensor, Tensor, Tensor)");
+
+  const auto def_max_pool = [&](const std::string& name, const std::string& geometry) {
+    def(name + "(Tensor input, " + geometry + "bool emulate) -> Tensor");
+    def(name + "_with_argmax(Tensor input, " + geometry +
+        "bool indices, bool emulate) -> (Tensor, Tensor)");
+    def(name +
+        "_backward(Tensor grad_output, Tensor argmax, SymInt H, SymInt W, "
+        "bool channels_last, " +
+        geometry + "bool emulate) -> Tensor");
+    def(name + "_gather(Tensor input, Tensor argmax, " + geometry + "bool emulate) -> Tensor");
+  };
+  const auto def_avg_pool = [&](const std::string& name, const std::string& geometry) {
+    def(name + "(Tensor input, " + geometry + "bool emulate) -> Tensor");
+    def(name + "_backward(Tensor grad_output, SymInt H, SymInt W, bool channels_last, " + geometry +
+        "bool emulate) -> Tensor");
+  };
+  def_max_pool("max_pool2d", max_pool);
+  def_avg_pool("avg_pool2d", avg_pool);
+  def_max_pool("adaptive_max_pool2d", adaptive_pool);
+  def_avg_pool("adaptive_avg_pool2d", adaptive_pool);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(cnnkernels, CPU, m) { cnnkernels::register_kernels(m); }

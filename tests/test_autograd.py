@@ -187,33 +187,17 @@ def test_a_backward_pass_runs_where_its_forward_pass_ran():
 
 # ---------------------------------------------------------------- the raw ops
 
+MAX_POOL = (3, 2, 2, 2, 1, 1, 1, 1, True)  # kernel, stride, padding, dilation, ceil_mode
+AVG_POOL = (3, 2, 2, 2, 1, 1, False, True, None)
 OPCHECKS = {
-    "conv2d": lambda x, w, b, e: (x, w, b, [1, 2], [1, 1, 0, 2], [1, 1], 1, False, e),
-    "conv2d_no_bias": lambda x, w, b, e: (x, w, None, [1, 1], [1] * 4, [2, 1], 1, False, e),
-    "max_pool2d_with_argmax": lambda x, w, b, e: (
-        x,
-        [3, 2],
-        [2, 2],
-        [1, 1],
-        [1, 1],
-        True,
-        False,
-        e,
-    ),
-    "max_pool2d_with_indices": lambda x, w, b, e: (
-        x,
-        [3, 2],
-        [2, 2],
-        [1, 1],
-        [1, 1],
-        True,
-        True,
-        e,
-    ),
-    "avg_pool2d": lambda x, w, b, e: (x, [3, 2], [2, 2], [1, 1], False, True, None, e),
-    "adaptive_max_pool2d_with_argmax": lambda x, w, b, e: (x, [4, 3], False, e),
-    "adaptive_max_pool2d_with_indices": lambda x, w, b, e: (x, [4, 3], True, e),
-    "adaptive_avg_pool2d": lambda x, w, b, e: (x, [4, 3], e),
+    "conv2d": lambda x, w, b, e: (x, w, b, 1, 2, 1, 1, 0, 2, 1, 1, 1, False, e),
+    "conv2d_no_bias": lambda x, w, b, e: (x, w, None, 1, 1, 1, 1, 1, 1, 2, 1, 1, False, e),
+    "max_pool2d_with_argmax": lambda x, w, b, e: (x, *MAX_POOL, False, e),
+    "max_pool2d_with_indices": lambda x, w, b, e: (x, *MAX_POOL, True, e),
+    "avg_pool2d": lambda x, w, b, e: (x, *AVG_POOL, e),
+    "adaptive_max_pool2d_with_argmax": lambda x, w, b, e: (x, 4, 3, False, e),
+    "adaptive_max_pool2d_with_indices": lambda x, w, b, e: (x, 4, 3, True, e),
+    "adaptive_avg_pool2d": lambda x, w, b, e: (x, 4, 3, e),
 }
 
 
@@ -231,23 +215,23 @@ def test_opcheck(case, emulate):
 def test_opcheck_of_the_inference_and_backward_ops():
     ops = torch.ops.cnnkernels
     x, w = torch.randn(2, 3, 9, 8), torch.randn(4, 3, 3, 3)
-    geometry = ([3, 2], [2, 2], [1, 1], [1, 1], False)
-    output, argmax = ops.max_pool2d_with_argmax(x, *geometry, False, False)
-    torch.library.opcheck(ops.max_pool2d.default, (x, *geometry, False))
-    torch.library.opcheck(ops.max_pool2d_gather.default, (x, argmax, *geometry, False))
-    rest = (argmax, [9, 8], False, *geometry, False)
+    output, argmax = ops.max_pool2d_with_argmax(x, *MAX_POOL, False, False)
+    torch.library.opcheck(ops.max_pool2d.default, (x, *MAX_POOL, False))
+    torch.library.opcheck(ops.max_pool2d_gather.default, (x, argmax, *MAX_POOL, False))
+    like = (9, 8, False)
+    rest = (argmax, *like, *MAX_POOL, False)
     torch.library.opcheck(ops.max_pool2d_backward.default, (output, *rest))
-    average = ([3, 2], [2, 2], [1, 1], False, True, None, False)
-    torch.library.opcheck(ops.avg_pool2d_backward.default, (output, [9, 8], False, *average))
-    output, argmax = ops.adaptive_max_pool2d_with_argmax(x, [4, 3], False, False)
-    torch.library.opcheck(ops.adaptive_max_pool2d.default, (x, [4, 3], False))
-    torch.library.opcheck(ops.adaptive_max_pool2d_gather.default, (x, argmax, [4, 3], False))
-    rest = ([9, 8], False, [4, 3], False)
+    output = ops.avg_pool2d(x, *AVG_POOL, False)
+    torch.library.opcheck(ops.avg_pool2d_backward.default, (output, *like, *AVG_POOL, False))
+    output, argmax = ops.adaptive_max_pool2d_with_argmax(x, 4, 3, False, False)
+    torch.library.opcheck(ops.adaptive_max_pool2d.default, (x, 4, 3, False))
+    torch.library.opcheck(ops.adaptive_max_pool2d_gather.default, (x, argmax, 4, 3, False))
+    rest = (*like, 4, 3, False)
     torch.library.opcheck(ops.adaptive_max_pool2d_backward.default, (output, argmax, *rest))
     torch.library.opcheck(ops.adaptive_avg_pool2d_backward.default, (output, *rest))
     grad = torch.randn(2, 4, 7, 6)
-    like = (x.shape, w.shape, False, [1, 1], [0] * 4, [1, 1], 1)
-    torch.library.opcheck(ops.conv2d_backward.default, (grad, grad, x, w, *like, True, False))
+    rest = (3, *like[:2], 3, 3, False, 1, 1, 0, 0, 0, 0, 1, 1, 1, True, False)
+    torch.library.opcheck(ops.conv2d_backward.default, (grad, grad, x, w, *rest))
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
