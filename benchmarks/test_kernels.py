@@ -91,7 +91,7 @@ def conv_pass(
     geometry = (*stride, *padding, *padding, *dilation, groups)
     return (
         lambda: autograd.call(
-            "conv2d_backward", grad, None, *operands, *like, *geometry, needed[2], False
+            "conv2d_backward", grad, None, *operands, *like, *geometry, needed[2], None
         )[index],
         lambda: torch.ops.aten.convolution_backward(
             grad, x, w, list(b.shape), stride, padding, dilation, False, [0, 0], groups, needed

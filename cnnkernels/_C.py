@@ -6,6 +6,7 @@ A library that cannot be loaded does not break ``import cnnkernels``: the error 
 
 import ctypes
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,27 @@ def counters() -> list[dict[str, Any]]:
     check_loaded()
     _library.cnnkernels_counters.restype = ctypes.c_char_p
     return json.loads(_library.cnnkernels_counters())
+
+
+def candidates(call: Callable[[], Any]) -> list[dict[str, Any]]:
+    """The algorithms that the first op in `call` has to choose from; no kernel is run.
+
+    Each as a dict, see answer() in csrc/selection.h. The list is empty where `call` came to no op of
+    ours.
+    """
+    check_loaded()
+    _library.cnnkernels_answer.restype = ctypes.c_char_p
+    _library.cnnkernels_ask()
+    error = None
+    try:
+        call()
+    except RuntimeError as raised:  # the op's, in place of a result, or one of its checks'
+        error = raised
+    finally:
+        answer = _library.cnnkernels_answer()
+    if not answer and error is not None:
+        raise error
+    return json.loads(answer or "[]")
 
 
 def info() -> dict[str, Any]:

@@ -9,7 +9,19 @@ from cnnkernels.convert import convert, unconverted
 from cnnkernels.emulation import emulate_cuda
 from cnnkernels.info import info
 from cnnkernels.profiling import profile
+from cnnkernels.selection import algorithm, algorithms, explain
 
 __version__ = "0.1.0"
 
-__all__ = ["convert", "emulate_cuda", "functional", "info", "nn", "profile", "unconverted"]
+__all__ = [
+    "algorithm",
+    "algorithms",
+    "convert",
+    "emulate_cuda",
+    "explain",
+    "functional",
+    "info",
+    "nn",
+    "profile",
+    "unconverted",
+]

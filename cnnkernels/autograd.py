@@ -86,7 +86,7 @@ def recorded(*tensors: Tensor | None) -> bool:
         for tensor in tensors:  # any() with a generator takes three times as long
             if tensor is not None and tensor.requires_grad:
                 return True
-    return transformed()
+    return _functorch_active() or forward_ad._current_level >= 0  # transformed()
 
 
 def call(name: str, *args: Any) -> Any:
@@ -251,7 +251,7 @@ class _ConvFold:
 
 
 class Conv2d(Function):
-    """conv2d(input, weight, bias, *geometry, relu, emulate); see ops.cpp for the geometry."""
+    """conv2d(input, weight, bias, *geometry, relu, kernels); see ops.cpp for the geometry."""
 
     @staticmethod
     def forward(*args):
@@ -259,7 +259,7 @@ class Conv2d(Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        input, weight, _, *ctx.geometry, relu, ctx.emulate = inputs
+        input, weight, _, *ctx.geometry, relu, ctx.kernels = inputs
         need_input, need_weight, *_ = ctx.needs_input_grad
         _save(
             ctx,
@@ -278,7 +278,7 @@ class Conv2d(Function):
             return (None,) * 14
         relu_output, input, weight = ctx.saved_tensors
         need_bias = ctx.needs_input_grad[2]
-        rest = (input, weight, *ctx.like, *ctx.geometry, need_bias, ctx.emulate)
+        rest = (input, weight, *ctx.like, *ctx.geometry, need_bias, ctx.kernels)
         if recorded(grad_output, input, weight):
             if relu_output is not None:
                 grad_output = torch.ops.aten.threshold_backward(grad_output, relu_output, 0)
@@ -292,7 +292,7 @@ class Conv2d(Function):
         relu_output, input, weight = saved
 
         def conv2d(input, weight):
-            return differentiable(Conv2d, input, weight, None, *ctx.geometry, False, ctx.emulate)
+            return differentiable(Conv2d, input, weight, None, *ctx.geometry, False, ctx.kernels)
 
         terms = []
         if input_tangent is not None:
@@ -308,7 +308,7 @@ class Conv2d(Function):
 
     @staticmethod
     def vmap(info, in_dims, input, weight, bias, *rest):
-        *geometry, groups, relu, emulate = rest
+        *geometry, groups, relu, kernels = rest
         input_dim, weight_dim, bias_dim, *_ = in_dims
         batched_filters = weight_dim is not None or bias_dim is not None
         dimension = _choose_fold((input_dim is not None, "N"), (batched_filters, "K"))
@@ -321,7 +321,7 @@ class Conv2d(Function):
             *geometry,
             fold.groups,
             relu,
-            emulate,
+            kernels,
         )
         return fold.unfold("output", output)
 
@@ -337,7 +337,7 @@ class Conv2dBackward(Function):
     def setup_context(ctx, inputs, output):
         grad_output, relu_output, input, weight = inputs[:4]
         ctx.like = inputs[4:10]
-        *ctx.geometry, ctx.need_bias, ctx.emulate = inputs[10:]
+        *ctx.geometry, ctx.need_bias, ctx.kernels = inputs[10:]
         if relu_output is not None and (any(ctx.needs_input_grad) or forward_mode()):
             raise NotImplementedError("conv2d_backward with relu_output is not differentiable")
         _save(ctx, grad_output, input, weight)
@@ -349,10 +349,10 @@ class Conv2dBackward(Function):
         need_grad_output, _, need_input, need_weight, *_ = ctx.needs_input_grad
 
         def conv2d(input, weight):
-            return differentiable(Conv2d, input, weight, None, *ctx.geometry, False, ctx.emulate)
+            return differentiable(Conv2d, input, weight, None, *ctx.geometry, False, ctx.kernels)
 
         def backward(input, weight):
-            rest = (*ctx.like, *ctx.geometry, False, ctx.emulate)
+            rest = (*ctx.like, *ctx.geometry, False, ctx.kernels)
             return differentiable(Conv2dBackward, grad_output, None, input, weight, *rest)
 
         terms = []
@@ -380,7 +380,7 @@ class Conv2dBackward(Function):
         grad_output, input, weight = saved
 
         def backward(grad_output, input, weight, need_bias):
-            rest = (*ctx.like, *ctx.geometry, need_bias, ctx.emulate)
+            rest = (*ctx.like, *ctx.geometry, need_bias, ctx.kernels)
             return differentiable(Conv2dBackward, grad_output, None, input, weight, *rest)
 
         terms = []
@@ -403,7 +403,7 @@ class Conv2dBackward(Function):
 
     @staticmethod
     def vmap(info, in_dims, grad_output, relu_output, input, weight, *rest):
-        like, geometry, (groups, need_bias, emulate) = rest[:6], rest[6:14], rest[14:]
+        like, geometry, (groups, need_bias, kernels) = rest[:6], rest[6:14], rest[14:]
         grad_dim, relu_dim, input_dim, weight_dim, *_ = in_dims
         batched_grad = grad_dim is not None or relu_dim is not None
 
@@ -420,7 +420,7 @@ class Conv2dBackward(Function):
                 *geometry,
                 fold.groups,
                 need_bias,
-                emulate,
+                kernels,
             )
             return fold.unfold(role, gradients[index])
 
@@ -455,7 +455,7 @@ def _max_pool(name: str) -> tuple[type[Function], ...]:
     """The Functions of <name>_with_argmax, <name>_backward and <name>_gather."""
 
     class Pool(PlanewiseFunction):
-        """<name>_with_argmax(input, *geometry, indices, emulate)."""
+        """<name>_with_argmax(input, *geometry, indices, kernels)."""
 
         @staticmethod
         def forward(*args):
@@ -463,7 +463,7 @@ def _max_pool(name: str) -> tuple[type[Function], ...]:
 
         @staticmethod
         def setup_context(ctx, inputs, output):
-            input, *ctx.geometry, _, ctx.emulate = inputs
+            input, *ctx.geometry, _, ctx.kernels = inputs
             _, argmax = output
             ctx.mark_non_differentiable(argmax)
             ctx.set_materialize_grads(False)
@@ -476,16 +476,16 @@ def _max_pool(name: str) -> tuple[type[Function], ...]:
             if grad_output is None:
                 return None, *others
             (argmax,) = ctx.saved_tensors
-            rest = (argmax, *ctx.like, *ctx.geometry, ctx.emulate)
+            rest = (argmax, *ctx.like, *ctx.geometry, ctx.kernels)
             return differentiable(PoolBackward, grad_output, *rest), *others
 
         @_jvp
         def jvp(ctx, saved, tangent, *_):
-            rest = (*saved, *ctx.geometry, ctx.emulate)
+            rest = (*saved, *ctx.geometry, ctx.kernels)
             return differentiable(PoolGather, tangent, *rest), None
 
     class PoolBackward(PlanewiseFunction):
-        """<name>_backward(grad_output, argmax, H, W, channels_last, *geometry, emulate)."""
+        """<name>_backward(grad_output, argmax, H, W, channels_last, *geometry, kernels)."""
 
         @staticmethod
         def forward(*args):
@@ -494,23 +494,23 @@ def _max_pool(name: str) -> tuple[type[Function], ...]:
         @staticmethod
         def setup_context(ctx, inputs, output):
             ctx.like = inputs[2:5]
-            *ctx.geometry, ctx.emulate = inputs[5:]
+            *ctx.geometry, ctx.kernels = inputs[5:]
             _save(ctx, inputs[1])
 
         @staticmethod
         def backward(ctx, grad_grad_input):
             (argmax,) = ctx.saved_tensors
-            rest = (argmax, *ctx.geometry, ctx.emulate)
+            rest = (argmax, *ctx.geometry, ctx.kernels)
             others = (None,) * (len(ctx.geometry) + 5)
             return differentiable(PoolGather, grad_grad_input, *rest), *others
 
         @_jvp
         def jvp(ctx, saved, tangent, *_):
-            rest = (*saved, *ctx.like, *ctx.geometry, ctx.emulate)
+            rest = (*saved, *ctx.like, *ctx.geometry, ctx.kernels)
             return differentiable(PoolBackward, tangent, *rest)
 
     class PoolGather(PlanewiseFunction):
-        """<name>_gather(input, argmax, *geometry, emulate)."""
+        """<name>_gather(input, argmax, *geometry, kernels)."""
 
         @staticmethod
         def forward(*args):
@@ -518,27 +518,27 @@ def _max_pool(name: str) -> tuple[type[Function], ...]:
 
         @staticmethod
         def setup_context(ctx, inputs, output):
-            input, argmax, *ctx.geometry, ctx.emulate = inputs
+            input, argmax, *ctx.geometry, ctx.kernels = inputs
             _save(ctx, argmax)
             ctx.like = (*input.shape[2:], _is_channels_last(input))
 
         @staticmethod
         def backward(ctx, grad_output):
             (argmax,) = ctx.saved_tensors
-            rest = (argmax, *ctx.like, *ctx.geometry, ctx.emulate)
+            rest = (argmax, *ctx.like, *ctx.geometry, ctx.kernels)
             others = (None,) * (len(ctx.geometry) + 2)
             return differentiable(PoolBackward, grad_output, *rest), *others
 
         @_jvp
         def jvp(ctx, saved, tangent, *_):
-            rest = (*saved, *ctx.geometry, ctx.emulate)
+            rest = (*saved, *ctx.geometry, ctx.kernels)
             return differentiable(PoolGather, tangent, *rest)
 
     return _named(name, Pool, PoolBackward, PoolGather)
 
 
 def _avg_pool(name: str) -> tuple[type[Function], ...]:
-    """The Functions of <name> and <name>_backward; `emulate` ends their geometry."""
+    """The Functions of <name> and <name>_backward; `kernels` ends their geometry."""
 
     class Pool(PlanewiseFunction):
         """<name>(input, *geometry)."""

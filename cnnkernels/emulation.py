@@ -30,13 +30,9 @@ def emulate_cuda(check: bool = False) -> Iterator[None]:
         >>> with cnnkernels.emulate_cuda():
         ...     output = cnnkernels.functional.conv2d(input, weight)
     """
-    before = settings.emulate
-    settings.emulate = True
-    try:
-        with observing(check=True) if check or _CHECK_ALL else nullcontext():
-            yield
-    finally:
-        settings.emulate = before
+    observed = observing(check=True) if check or _CHECK_ALL else nullcontext()
+    with settings.changed(emulate=True), observed:
+        yield
 
 
 # How many blocks ask for it: process-wide, as a kernel's blocks may run on any thread.

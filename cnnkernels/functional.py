@@ -4,12 +4,16 @@ All functions take float32, float64, float16 or bfloat16 tensors (sums of 16-bit
 float32) on the CPU or a CUDA device, in any strides, of shape (N, C, H, W) or unbatched (C, H, W).
 They are differentiable to any order, in reverse and forward mode, under torch.func's transforms,
 too. Under autocast convolutions cast their operands, and pools do not, as in torch.
+
+An input of any other dtype is handed on to torch's own function, which has kernels for some
+integers and an error for the rest.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cnnkernels import autograd
@@ -39,6 +43,10 @@ def _pair(function: str, name: str, value: Any) -> Sequence[int]:
     return _unusual_pair(function, name, value)
 
 
+# Those of our kernels.
+_DTYPES = frozenset({torch.float32, torch.float64, torch.float16, torch.bfloat16})
+
+
 def _unusual_pair(function: str, name: str, value: Any) -> Sequence[int]:
     if _is_int(value):
         return value, value
@@ -55,11 +63,8 @@ def _unusual_pair(function: str, name: str, value: Any) -> Sequence[int]:
     )
 
 
-def _check_tensor(function: str, name: str, value: Any) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(
-            f"{function}(): argument '{name}' must be Tensor, not {type(value).__name__}"
-        )
+def _not_a_tensor(function: str, name: str, value: Any) -> TypeError:
+    return TypeError(f"{function}(): argument '{name}' must be Tensor, not {type(value).__name__}")
 
 
 def _bool(function: str, name: str, value: Any) -> bool:
@@ -70,18 +75,32 @@ def _bool(function: str, name: str, value: Any) -> bool:
     return bool(value)
 
 
-def _batch(function: str, input: Any) -> Tensor:
+def _is_ours(function: str, input: Any) -> bool:
+    """Whether there are kernels for the input's dtype."""
+    if not isinstance(input, Tensor):
+        raise _not_a_tensor(function, "input", input)
+    return input.dtype in _DTYPES
+
+
+def _batch(function: str, input: Tensor) -> Tensor:
     """The input with its batch dimension."""
-    _check_tensor(function, "input", input)
     rank = input.dim()
     if rank == 4:
         return input
     if rank == 3:
         return input.unsqueeze(0)
-    raise RuntimeError(
-        f"Expected 3D (unbatched) or 4D (batched) input to {function}, but got input of "
-        f"size: {list(input.shape)}"
-    )
+    if "pool" in function:
+        problem = f"{function}(): non-empty 3D or 4D (batch mode) tensor expected for input"
+    else:
+        problem = f"Expected 3D (unbatched) or 4D (batched) input to {function}"
+    raise RuntimeError(f"{problem}, but got input of size: {list(input.shape)}")
+
+
+def _unbatch(result: Any) -> Any:
+    """A function's result, one tensor or several, without the batch dimension."""
+    if isinstance(result, Tensor):
+        return result.squeeze(0)
+    return tuple(tensor.squeeze(0) for tensor in result)
 
 
 # ---------------------------------------------------------------- convolution
@@ -129,9 +148,10 @@ def _conv2d(
     groups: int,
 ) -> Tensor:
     batched = _batch(function, input)
-    _check_tensor(function, "weight", weight)
-    if bias is not None:
-        _check_tensor(function, "bias", bias)
+    if not isinstance(weight, Tensor):
+        raise _not_a_tensor(function, "weight", weight)
+    if bias is not None and not isinstance(bias, Tensor):
+        raise _not_a_tensor(function, "bias", bias)
     if type(groups) is not int:
         _check_int(function, "groups", groups)
     if weight.dim() != 4:
@@ -142,12 +162,12 @@ def _conv2d(
     if _autocast_enabled():
         batched, weight, bias = map(_autocast, (batched, weight, bias))
     geometry = (*stride, *padding, *dilation, groups)
-    args = (batched, weight, bias, *geometry, relu, settings.emulate)
+    args = (batched, weight, bias, *geometry, relu, settings.kernels)
     if autograd.recorded(batched, weight, bias):
         output = autograd.apply(autograd.Conv2d, *args)
     else:
         output = autograd.call("conv2d", *args)
-    return _unbatch(input, output)
+    return output if input.dim() == 4 else _unbatch(output)
 
 
 def conv2d(
@@ -179,6 +199,8 @@ def conv2d(
         TypeError: an argument of the wrong type.
         RuntimeError: sizes, dtypes or devices that do not fit, values out of range.
     """
+    if not _is_ours("conv2d", input):
+        return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
     return _conv2d("conv2d", False, input, weight, bias, stride, padding, dilation, groups)
 
 
@@ -195,6 +217,8 @@ def conv2d_relu(
 
     Arguments, result and errors as in :func:`conv2d`. NaN passes the ReLU, forward and backward.
     """
+    if not _is_ours("conv2d_relu", input):
+        return F.relu(F.conv2d(input, weight, bias, stride, padding, dilation, groups))
     return _conv2d("conv2d_relu", True, input, weight, bias, stride, padding, dilation, groups)
 
 
@@ -218,21 +242,12 @@ def _max_pool(
     return_indices: bool,
 ) -> Tensor | tuple[Tensor, Tensor]:
     if autograd.recorded(input):
-        args = (input, *geometry, bool(return_indices), settings.emulate)
+        args = (input, *geometry, bool(return_indices), settings.kernels)
         outputs = autograd.apply(function, *args)
         return outputs if return_indices else outputs[0]
     if return_indices:
-        return autograd.call(f"{op}_with_argmax", input, *geometry, True, settings.emulate)
-    return autograd.call(op, input, *geometry, settings.emulate)
-
-
-def _unbatch(input: Tensor, result: Any) -> Any:
-    """A function's result, one tensor or several, of as many dimensions as its input has."""
-    if input.dim() == 4:
-        return result
-    if isinstance(result, Tensor):
-        return result.squeeze(0)
-    return tuple(tensor.squeeze(0) for tensor in result)
+        return autograd.call(f"{op}_with_argmax", input, *geometry, True, settings.kernels)
+    return autograd.call(op, input, *geometry, settings.kernels)
 
 
 def max_pool2d(
@@ -264,6 +279,10 @@ def max_pool2d(
         TypeError: an argument of the wrong type.
         RuntimeError: values out of range, an input too small, an unsupported dtype.
     """
+    if not _is_ours("max_pool2d", input):
+        return F.max_pool2d(
+            input, kernel_size, stride, padding, dilation, ceil_mode, return_indices
+        )
     batched = _batch("max_pool2d", input)
     geometry = (
         *_window("max_pool2d", kernel_size, stride, padding),
@@ -271,7 +290,7 @@ def max_pool2d(
         _bool("max_pool2d", "ceil_mode", ceil_mode),
     )
     result = _max_pool("max_pool2d", autograd.MaxPool2d, batched, geometry, return_indices)
-    return _unbatch(input, result)
+    return result if batched is input else _unbatch(result)
 
 
 def avg_pool2d(
@@ -301,6 +320,10 @@ def avg_pool2d(
         TypeError: an argument of the wrong type.
         RuntimeError: values out of range, an input too small, an unsupported dtype.
     """
+    if not _is_ours("avg_pool2d", input):
+        return F.avg_pool2d(
+            input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
+        )
     batched = _batch("avg_pool2d", input)
     window = _window("avg_pool2d", kernel_size, stride, padding)
     if divisor_override is not None:
@@ -313,13 +336,12 @@ def avg_pool2d(
         _bool("avg_pool2d", "count_include_pad", count_include_pad),
         divisor_override,
     )
-    output = autograd.differentiable(autograd.AvgPool2d, *args, settings.emulate)
-    return _unbatch(input, output)
+    output = autograd.differentiable(autograd.AvgPool2d, *args, settings.kernels)
+    return output if batched is input else _unbatch(output)
 
 
 def _output_size(function: str, input: Tensor, output_size: Any) -> Sequence[int]:
     """Height and width; None stands for the input's."""
-    _check_tensor(function, "input", input)
     if _is_int(output_size):
         size = [output_size, output_size]
     elif isinstance(output_size, (list, tuple, torch.Size)):
@@ -363,6 +385,8 @@ def adaptive_max_pool2d(
         ValueError: an input of two dimensions or less.
         RuntimeError: values out of range, an empty input, an unsupported dtype.
     """
+    if not _is_ours("adaptive_max_pool2d", input):
+        return F.adaptive_max_pool2d(input, output_size, return_indices)
     size = _output_size("adaptive_max_pool2d", input, output_size)
     if input.dim() == 4 and input.shape[1] == 0:  # an average of no channels is one, to torch
         raise RuntimeError(
@@ -372,7 +396,7 @@ def adaptive_max_pool2d(
     batched = _batch("adaptive_max_pool2d", input)
     function = autograd.AdaptiveMaxPool2d
     result = _max_pool("adaptive_max_pool2d", function, batched, size, return_indices)
-    return _unbatch(input, result)
+    return result if batched is input else _unbatch(result)
 
 
 def adaptive_avg_pool2d(input: Tensor, output_size: OptionalSize) -> Tensor:
@@ -392,7 +416,9 @@ def adaptive_avg_pool2d(input: Tensor, output_size: OptionalSize) -> Tensor:
         ValueError: an input of two dimensions or less.
         RuntimeError: values out of range, an empty input, an unsupported dtype.
     """
+    if not _is_ours("adaptive_avg_pool2d", input):
+        return F.adaptive_avg_pool2d(input, output_size)
     size = _output_size("adaptive_avg_pool2d", input, output_size)
     batched = _batch("adaptive_avg_pool2d", input)
-    output = autograd.differentiable(autograd.AdaptiveAvgPool2d, batched, *size, settings.emulate)
-    return _unbatch(input, output)
+    output = autograd.differentiable(autograd.AdaptiveAvgPool2d, batched, *size, settings.kernels)
+    return output if batched is input else _unbatch(output)

@@ -5,47 +5,27 @@
 #include "build_info.h"
 #include "cpu/isa.h"
 #include "emulator/emulator.h"
-#include "registry.h"
+#include "json.h"
+#include "selection.h"
 
 namespace cnnkernels {
 namespace {
 
-std::string quoted(const std::string& text) { return '"' + text + '"'; }
-
-std::string object(const std::string& members) { return "{" + members + "}"; }
-
-// {"algorithm": ["pass", ...], ...} for the passes that are not null.
-template <class Algorithm, class Passes>
-std::string list(const std::vector<Algorithm>& algorithms, const Passes& passes_of) {
-  std::string members;
-  for (const Algorithm& algorithm : algorithms) {
-    std::string names;
-    for (const auto& [name, offered] : passes_of(algorithm))
-      if (offered) names += (names.empty() ? "" : ", ") + quoted(name);
-    members += (members.empty() ? "" : ", ") + quoted(algorithm.name) + ": [" + names + "]";
-  }
-  return object(members);
+// {"algorithm": ["pass", ...], ...}
+template <class Algorithm>
+std::string algorithms_json(const std::vector<Algorithm>& algorithms) {
+  std::vector<std::string> members;
+  for (const Algorithm& algorithm : algorithms)
+    members.push_back(json::member(algorithm.name, json::strings(passes_of(algorithm))));
+  return json::object(members);
 }
 
-using Passes = std::vector<std::pair<std::string, bool>>;
-
-std::string algorithms_json(Backend backend) {
-  const auto conv = [](const Conv2dAlgorithm& algorithm) {
-    return Passes{{"fprop", algorithm.fprop != nullptr},
-                  {"dgrad", algorithm.dgrad != nullptr},
-                  {"wgrad", algorithm.wgrad != nullptr},
-                  {"bgrad", algorithm.bgrad != nullptr}};
-  };
-  const auto pool = [](const auto& algorithm) {
-    return Passes{{"max_forward", algorithm.max_forward != nullptr},
-                  {"max_backward", algorithm.max_backward != nullptr},
-                  {"max_gather", algorithm.max_gather != nullptr},
-                  {"avg_forward", algorithm.avg_forward != nullptr},
-                  {"avg_backward", algorithm.avg_backward != nullptr}};
-  };
-  return object(quoted("conv2d") + ": " + list(conv2d_algorithms(backend), conv) + ", " +
-                quoted("pool2d") + ": " + list(pool2d_algorithms(backend), pool) + ", " +
-                quoted("adaptive_pool2d") + ": " + list(adaptive_pool2d_algorithms(backend), pool));
+std::string backend_json(Backend backend) {
+  return json::object({
+      json::member("conv2d", algorithms_json(conv2d_algorithms(backend))),
+      json::member("pool2d", algorithms_json(pool2d_algorithms(backend))),
+      json::member("adaptive_pool2d", algorithms_json(adaptive_pool2d_algorithms(backend))),
+  });
 }
 
 }  // namespace
@@ -54,13 +34,27 @@ std::string algorithms_json(Backend backend) {
 // JSON: {"build": {...}, "cpu_isa": "...", "algorithms": {backend: {op: {algorithm: [pass]}}}}.
 extern "C" __attribute__((visibility("default"))) const char* cnnkernels_info() {
   using namespace cnnkernels;
-  static const std::string json =
-      object("\"build\": " + std::string(kBuildInfoJson) + ", \"cpu_isa\": " + quoted(cpu::isa()) +
-             ", \"algorithms\": " +
-             object("\"cpu\": " + algorithms_json(Backend::cpu) +
-                    ", \"emulated\": " + algorithms_json(Backend::emulated) +
-                    ", \"cuda\": " + algorithms_json(Backend::cuda)));
-  return json.c_str();
+  static const std::string text = json::object({
+      json::member("build", kBuildInfoJson),
+      json::member("cpu_isa", json::quoted(cpu::isa())),
+      json::member("algorithms", json::object({
+                                     json::member("cpu", backend_json(Backend::cpu)),
+                                     json::member("emulated", backend_json(Backend::emulated)),
+                                     json::member("cuda", backend_json(Backend::cuda)),
+                                 })),
+  });
+  return text.c_str();
+}
+
+// From here on to cnnkernels_answer(), this thread's calls of ops are questions: selection.h.
+extern "C" __attribute__((visibility("default"))) void cnnkernels_ask() {
+  cnnkernels::inquiry() = {true, ""};
+}
+
+// JSON, empty where no op came so far as to choose; valid until the thread asks again.
+extern "C" __attribute__((visibility("default"))) const char* cnnkernels_answer() {
+  cnnkernels::inquiry().open = false;
+  return cnnkernels::inquiry().answer.c_str();
 }
 
 // What the emulator does with the kernels that it runs: cnnkernels/emulation.py.

@@ -11,11 +11,12 @@
 #include <climits>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <tuple>
 #include <vector>
 
 #include "emulator/emulator.h"
-#include "registry.h"
+#include "selection.h"
 
 // In libtorch_cuda: null beside a CPU-only torch.
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device,
@@ -30,6 +31,8 @@ using torch::stable::Tensor;
 using Sizes = std::array<int64_t, 4>;
 using Pair = std::array<int64_t, 2>;
 using OptionalTensor = std::optional<Tensor>;
+
+using Kernels = std::optional<std::string>;  // see Wanted
 
 std::string text(IntHeaderOnlyArrayRef sizes) {
   std::string list;
@@ -116,18 +119,34 @@ size_t extent(const Tensor& tensor) {
   return static_cast<size_t>(last + 1) * tensor.element_size();
 }
 
+// Which kernels are to run: "[emulated]:[algorithm]", or what suits best where nothing is given.
+struct Wanted {
+  bool emulated = false;
+  std::string_view algorithm;
+
+  explicit Wanted(const Kernels& kernels) {
+    if (!kernels) return;
+    const std::string_view text = *kernels;
+    const size_t colon = text.find(':');
+    emulated = text.substr(0, colon) == "emulated";
+    STD_TORCH_CHECK(colon != text.npos && (emulated || colon == 0),
+                    "cnnkernels: kernels are [emulated]:[algorithm], not ", *kernels);
+    algorithm = text.substr(colon + 1);
+  }
+};
+
 // The backend of a call, with the tensors' device made current while it lives. Kernels get their
 // pointers from in() and out(), which tell an observed emulator what memory there is.
 class Placement {
  public:
-  Placement(const Tensor& tensor, bool emulate) {
+  Placement(const Tensor& tensor, const Kernels& kernels) : wanted_(kernels) {
     if (!tensor.is_cuda()) {
-      backend = emulate ? emulated_backend() : Backend::cpu;
-      if (backend == Backend::instrumented) known_.emplace();
+      backend_ = wanted_.emulated ? emulated_backend() : Backend::cpu;
+      if (backend_ == Backend::instrumented) known_.emplace();
       return;
     }
-    STD_TORCH_CHECK(!emulate, "cnnkernels: emulate_cuda() runs tensors on the CPU only");
-    backend = Backend::cuda;
+    STD_TORCH_CHECK(!wanted_.emulated, "cnnkernels: emulate_cuda() runs tensors on the CPU only");
+    backend_ = Backend::cuda;
     guard_.emplace(tensor.get_device_index());
     STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr,
                     "cnnkernels: this torch has no CUDA stream to launch on");
@@ -150,7 +169,11 @@ class Placement {
     return tensor.mutable_data_ptr();
   }
 
-  Backend backend;
+  template <class Problem, class Algorithm, class Pass>
+  Pass choose(const Problem& problem, Dtype dtype, Pass Algorithm::* pass) const {
+    return cnnkernels::choose(backend_, wanted_.algorithm, problem, dtype, pass);
+  }
+
   Stream stream = nullptr;
 
  private:
@@ -159,37 +182,11 @@ class Placement {
     return what.check || what.profile ? Backend::instrumented : Backend::emulated;
   }
 
+  Wanted wanted_;
+  Backend backend_;
   std::optional<torch::stable::accelerator::DeviceGuard> guard_;
   std::optional<emulator::KnownMemory> known_;
 };
-
-const std::vector<Conv2dAlgorithm>& algorithms(Backend backend, const Conv2dProblem&) {
-  return conv2d_algorithms(backend);
-}
-
-const std::vector<Pool2dAlgorithm>& algorithms(Backend backend, const Pool2dProblem&) {
-  return pool2d_algorithms(backend);
-}
-
-const std::vector<AdaptivePool2dAlgorithm>& algorithms(Backend backend,
-                                                       const AdaptivePool2dProblem&) {
-  return adaptive_pool2d_algorithms(backend);
-}
-
-// The given pass of the first algorithm that can run the problem.
-template <class Problem, class Algorithm, class Pass>
-Pass choose(Backend backend, const Problem& problem, Dtype dtype, Pass Algorithm::* pass) {
-  std::string reasons;
-  for (const Algorithm& algorithm : algorithms(backend, problem)) {
-    if (algorithm.*pass == nullptr) continue;
-    const char* reason = algorithm.unsupported(problem, dtype);
-    if (reason == nullptr) return algorithm.*pass;
-    reasons += std::string("; ") + algorithm.name + ": " + reason;
-  }
-  STD_TORCH_CHECK(backend != Backend::cuda || !reasons.empty(),
-                  "cnnkernels: this build has no CUDA kernels (it was built without nvcc)");
-  STD_TORCH_CHECK(false, "cnnkernels: no kernel for this call", reasons);
-}
 
 void check_same(const Tensor& a, const char* a_name, const Tensor& b, const char* b_name) {
   STD_TORCH_CHECK(a.is_cuda() == b.is_cuda() && a.get_device_index() == b.get_device_index(),
@@ -280,7 +277,7 @@ Sizes output_sizes(const Conv2dProblem& problem) {
 Tensor conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
               int64_t stride_h, int64_t stride_w, int64_t pad_top, int64_t pad_bottom,
               int64_t pad_left, int64_t pad_right, int64_t dilation_h, int64_t dilation_w,
-              int64_t groups, bool relu, bool emulate) {
+              int64_t groups, bool relu, const Kernels& kernels) {
   check_rank(input, "input");
   check_rank(weight, "weight");
   check_same(input, "Input", weight, "weight");
@@ -297,8 +294,8 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& b
                     text(weight.sizes()), ", expected bias to be 1-dimensional with ", problem.K,
                     " elements, but got bias of size ", text(bias->sizes()), " instead");
   }
-  Placement placement(input, emulate);
-  const auto fprop = choose(placement.backend, problem, dtype_of(input), &Conv2dAlgorithm::fprop);
+  Placement placement(input, kernels);
+  const auto fprop = placement.choose(problem, dtype_of(input), &Conv2dAlgorithm::fprop);
 
   // Torch's rule; an empty batch is NCHW there too.
   const bool channels_last = problem.N > 0 && (is_channels_last(input) || is_channels_last(weight));
@@ -320,7 +317,7 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward(
     const OptionalTensor& weight, int64_t C, int64_t H, int64_t W, int64_t R, int64_t S,
     bool channels_last, int64_t stride_h, int64_t stride_w, int64_t pad_top, int64_t pad_bottom,
     int64_t pad_left, int64_t pad_right, int64_t dilation_h, int64_t dilation_w, int64_t groups,
-    bool need_bias, bool emulate) {
+    bool need_bias, const Kernels& kernels) {
   check_rank(grad_output, "grad_output");
   STD_TORCH_CHECK(groups > 0, "non-positive groups is not supported");
   const Sizes input_size{grad_output.size(0), C, H, W};
@@ -345,13 +342,13 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward(
     problem.input = strides_of(*input);
   }
 
-  Placement placement(grad_output, emulate);
+  Placement placement(grad_output, kernels);
   const Dtype dtype = dtype_of(grad_output);
   const void* grad = placement.in("grad_output", grad_output);
   const void* relu = placement.in("relu_output", relu_output);
   Tensor grad_input, grad_weight, grad_bias;
   if (weight) {
-    const auto dgrad = choose(placement.backend, problem, dtype, &Conv2dAlgorithm::dgrad);
+    const auto dgrad = placement.choose(problem, dtype, &Conv2dAlgorithm::dgrad);
     grad_input = empty(grad_output, input_size, channels_last);
     Conv2dProblem own = problem;
     own.input = strides_of(grad_input);
@@ -360,7 +357,7 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward(
             placement.out("grad_input", grad_input), placement.stream);
   }
   if (input) {
-    const auto wgrad = choose(placement.backend, problem, dtype, &Conv2dAlgorithm::wgrad);
+    const auto wgrad = placement.choose(problem, dtype, &Conv2dAlgorithm::wgrad);
     grad_weight = empty(grad_output, weight_size, channels_last);
     Conv2dProblem own = problem;
     own.weight = strides_of(grad_weight);
@@ -369,7 +366,7 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward(
             placement.out("grad_weight", grad_weight), placement.stream);
   }
   if (need_bias) {
-    const auto bgrad = choose(placement.backend, problem, dtype, &Conv2dAlgorithm::bgrad);
+    const auto bgrad = placement.choose(problem, dtype, &Conv2dAlgorithm::bgrad);
     const int64_t filters = problem.K;
     grad_bias = empty(grad_output, {&filters, 1}, false);
     bgrad(problem, dtype, grad, relu, placement.out("grad_bias", grad_bias), placement.stream);
@@ -519,12 +516,12 @@ Argmax argmax_of(const Tensor& argmax, const Problem& problem) {
 
 template <class Problem>
 std::tuple<Tensor, Tensor> max_forward(Problem problem, const Tensor& input, bool want_argmax,
-                                       bool indices, bool emulate) {
+                                       bool indices, const Kernels& kernels) {
   const Argmax compact = compact_argmax(problem);
   const Argmax kind = !want_argmax ? Argmax::none : indices ? Argmax::int64 : compact;
-  Placement placement(input, emulate);
+  Placement placement(input, kernels);
   const auto forward =
-      choose(placement.backend, problem, dtype_of(input), &PoolAlgorithm<Problem>::max_forward);
+      placement.choose(problem, dtype_of(input), &PoolAlgorithm<Problem>::max_forward);
 
   const bool channels_last = is_channels_last(input);
   const Tensor output = empty(input, output_sizes(problem), channels_last);
@@ -540,12 +537,12 @@ std::tuple<Tensor, Tensor> max_forward(Problem problem, const Tensor& input, boo
 
 template <class Problem>
 Tensor max_backward(Problem problem, const Tensor& grad_output, const Tensor& argmax,
-                    bool channels_last, bool emulate) {
+                    bool channels_last, const Kernels& kernels) {
   const Argmax kind = argmax_of(argmax, problem);
   problem.argmax = strides_of(argmax);
-  Placement placement(grad_output, emulate);
-  const auto backward = choose(placement.backend, problem, dtype_of(grad_output),
-                               &PoolAlgorithm<Problem>::max_backward);
+  Placement placement(grad_output, kernels);
+  const auto backward =
+      placement.choose(problem, dtype_of(grad_output), &PoolAlgorithm<Problem>::max_backward);
 
   const Tensor grad_input = empty(grad_output, input_sizes(problem), channels_last);
   problem.input = strides_of(grad_input);
@@ -557,12 +554,13 @@ Tensor max_backward(Problem problem, const Tensor& grad_output, const Tensor& ar
 }
 
 template <class Problem>
-Tensor max_gather(Problem problem, const Tensor& input, const Tensor& argmax, bool emulate) {
+Tensor max_gather(Problem problem, const Tensor& input, const Tensor& argmax,
+                  const Kernels& kernels) {
   const Argmax kind = argmax_of(argmax, problem);
   problem.argmax = strides_of(argmax);
-  Placement placement(input, emulate);
+  Placement placement(input, kernels);
   const auto gather =
-      choose(placement.backend, problem, dtype_of(input), &PoolAlgorithm<Problem>::max_gather);
+      placement.choose(problem, dtype_of(input), &PoolAlgorithm<Problem>::max_gather);
 
   const Tensor output = empty(input, output_sizes(problem), is_channels_last(argmax));
   problem.output = strides_of(output);
@@ -573,10 +571,10 @@ Tensor max_gather(Problem problem, const Tensor& input, const Tensor& argmax, bo
 }
 
 template <class Problem>
-Tensor avg_forward(Problem problem, const Tensor& input, bool emulate) {
-  Placement placement(input, emulate);
+Tensor avg_forward(Problem problem, const Tensor& input, const Kernels& kernels) {
+  Placement placement(input, kernels);
   const auto forward =
-      choose(placement.backend, problem, dtype_of(input), &PoolAlgorithm<Problem>::avg_forward);
+      placement.choose(problem, dtype_of(input), &PoolAlgorithm<Problem>::avg_forward);
 
   const Tensor output = empty(input, output_sizes(problem), is_channels_last(input));
   problem.output = strides_of(output);
@@ -587,10 +585,11 @@ Tensor avg_forward(Problem problem, const Tensor& input, bool emulate) {
 }
 
 template <class Problem>
-Tensor avg_backward(Problem problem, const Tensor& grad_output, bool channels_last, bool emulate) {
-  Placement placement(grad_output, emulate);
-  const auto backward = choose(placement.backend, problem, dtype_of(grad_output),
-                               &PoolAlgorithm<Problem>::avg_backward);
+Tensor avg_backward(Problem problem, const Tensor& grad_output, bool channels_last,
+                    const Kernels& kernels) {
+  Placement placement(grad_output, kernels);
+  const auto backward =
+      placement.choose(problem, dtype_of(grad_output), &PoolAlgorithm<Problem>::avg_backward);
 
   const Tensor grad_input = empty(grad_output, input_sizes(problem), channels_last);
   problem.input = strides_of(grad_input);
@@ -604,51 +603,52 @@ Tensor avg_backward(Problem problem, const Tensor& grad_output, bool channels_la
 
 Tensor max_pool2d(const Tensor& input, int64_t kernel_h, int64_t kernel_w, int64_t stride_h,
                   int64_t stride_w, int64_t pad_h, int64_t pad_w, int64_t dilation_h,
-                  int64_t dilation_w, bool ceil_mode, bool emulate) {
+                  int64_t dilation_w, bool ceil_mode, const Kernels& kernels) {
   const PoolArguments arguments{{kernel_h, kernel_w},
                                 {stride_h, stride_w},
                                 {pad_h, pad_w},
                                 {dilation_h, dilation_w},
                                 ceil_mode};
-  return std::get<0>(max_forward(forward_problem(input, arguments), input, false, false, emulate));
+  return std::get<0>(max_forward(forward_problem(input, arguments), input, false, false, kernels));
 }
 
 std::tuple<Tensor, Tensor> max_pool2d_with_argmax(const Tensor& input, int64_t kernel_h,
                                                   int64_t kernel_w, int64_t stride_h,
                                                   int64_t stride_w, int64_t pad_h, int64_t pad_w,
                                                   int64_t dilation_h, int64_t dilation_w,
-                                                  bool ceil_mode, bool indices, bool emulate) {
+                                                  bool ceil_mode, bool indices,
+                                                  const Kernels& kernels) {
   const PoolArguments arguments{{kernel_h, kernel_w},
                                 {stride_h, stride_w},
                                 {pad_h, pad_w},
                                 {dilation_h, dilation_w},
                                 ceil_mode};
-  return max_forward(forward_problem(input, arguments), input, true, indices, emulate);
+  return max_forward(forward_problem(input, arguments), input, true, indices, kernels);
 }
 
 Tensor max_pool2d_backward(const Tensor& grad_output, const Tensor& argmax, int64_t H, int64_t W,
                            bool channels_last, int64_t kernel_h, int64_t kernel_w, int64_t stride_h,
                            int64_t stride_w, int64_t pad_h, int64_t pad_w, int64_t dilation_h,
-                           int64_t dilation_w, bool ceil_mode, bool emulate) {
+                           int64_t dilation_w, bool ceil_mode, const Kernels& kernels) {
   const PoolArguments arguments{{kernel_h, kernel_w},
                                 {stride_h, stride_w},
                                 {pad_h, pad_w},
                                 {dilation_h, dilation_w},
                                 ceil_mode};
   return max_backward(backward_problem(grad_output, H, W, arguments), grad_output, argmax,
-                      channels_last, emulate);
+                      channels_last, kernels);
 }
 
 Tensor max_pool2d_gather(const Tensor& input, const Tensor& argmax, int64_t kernel_h,
                          int64_t kernel_w, int64_t stride_h, int64_t stride_w, int64_t pad_h,
                          int64_t pad_w, int64_t dilation_h, int64_t dilation_w, bool ceil_mode,
-                         bool emulate) {
+                         const Kernels& kernels) {
   const PoolArguments arguments{{kernel_h, kernel_w},
                                 {stride_h, stride_w},
                                 {pad_h, pad_w},
                                 {dilation_h, dilation_w},
                                 ceil_mode};
-  return max_gather(forward_problem(input, arguments), input, argmax, emulate);
+  return max_gather(forward_problem(input, arguments), input, argmax, kernels);
 }
 
 Pool2dProblem with_divisor(Pool2dProblem problem, bool count_include_pad,
@@ -661,61 +661,64 @@ Pool2dProblem with_divisor(Pool2dProblem problem, bool count_include_pad,
 
 Tensor avg_pool2d(const Tensor& input, int64_t kernel_h, int64_t kernel_w, int64_t stride_h,
                   int64_t stride_w, int64_t pad_h, int64_t pad_w, bool ceil_mode,
-                  bool count_include_pad, std::optional<int64_t> divisor_override, bool emulate) {
+                  bool count_include_pad, std::optional<int64_t> divisor_override,
+                  const Kernels& kernels) {
   const PoolArguments arguments{
       {kernel_h, kernel_w}, {stride_h, stride_w}, {pad_h, pad_w}, {1, 1}, ceil_mode};
   const Pool2dProblem problem = forward_problem(input, arguments);
-  return avg_forward(with_divisor(problem, count_include_pad, divisor_override), input, emulate);
+  return avg_forward(with_divisor(problem, count_include_pad, divisor_override), input, kernels);
 }
 
 Tensor avg_pool2d_backward(const Tensor& grad_output, int64_t H, int64_t W, bool channels_last,
                            int64_t kernel_h, int64_t kernel_w, int64_t stride_h, int64_t stride_w,
                            int64_t pad_h, int64_t pad_w, bool ceil_mode, bool count_include_pad,
-                           std::optional<int64_t> divisor_override, bool emulate) {
+                           std::optional<int64_t> divisor_override, const Kernels& kernels) {
   const PoolArguments arguments{
       {kernel_h, kernel_w}, {stride_h, stride_w}, {pad_h, pad_w}, {1, 1}, ceil_mode};
   const Pool2dProblem problem = backward_problem(grad_output, H, W, arguments);
   return avg_backward(with_divisor(problem, count_include_pad, divisor_override), grad_output,
-                      channels_last, emulate);
+                      channels_last, kernels);
 }
 
 // ---------------------------------------------------------------- adaptive pooling
 
-Tensor adaptive_max_pool2d(const Tensor& input, int64_t P, int64_t Q, bool emulate) {
+Tensor adaptive_max_pool2d(const Tensor& input, int64_t P, int64_t Q, const Kernels& kernels) {
   const AdaptiveArguments arguments{{P, Q}};
-  return std::get<0>(max_forward(forward_problem(input, arguments), input, false, false, emulate));
+  return std::get<0>(max_forward(forward_problem(input, arguments), input, false, false, kernels));
 }
 
 std::tuple<Tensor, Tensor> adaptive_max_pool2d_with_argmax(const Tensor& input, int64_t P,
-                                                           int64_t Q, bool indices, bool emulate) {
+                                                           int64_t Q, bool indices,
+                                                           const Kernels& kernels) {
   const AdaptiveArguments arguments{{P, Q}};
-  return max_forward(forward_problem(input, arguments), input, true, indices, emulate);
+  return max_forward(forward_problem(input, arguments), input, true, indices, kernels);
 }
 
 Tensor adaptive_max_pool2d_backward(const Tensor& grad_output, const Tensor& argmax, int64_t H,
                                     int64_t W, bool channels_last, int64_t P, int64_t Q,
-                                    bool emulate) {
+                                    const Kernels& kernels) {
   const AdaptiveArguments arguments{{P, Q}};
   return max_backward(backward_problem(grad_output, H, W, arguments), grad_output, argmax,
-                      channels_last, emulate);
+                      channels_last, kernels);
 }
 
 Tensor adaptive_max_pool2d_gather(const Tensor& input, const Tensor& argmax, int64_t P, int64_t Q,
-                                  bool emulate) {
+                                  const Kernels& kernels) {
   const AdaptiveArguments arguments{{P, Q}};
-  return max_gather(forward_problem(input, arguments), input, argmax, emulate);
+  return max_gather(forward_problem(input, arguments), input, argmax, kernels);
 }
 
-Tensor adaptive_avg_pool2d(const Tensor& input, int64_t P, int64_t Q, bool emulate) {
+Tensor adaptive_avg_pool2d(const Tensor& input, int64_t P, int64_t Q, const Kernels& kernels) {
   const AdaptiveArguments arguments{{P, Q}};
-  return avg_forward(forward_problem(input, arguments), input, emulate);
+  return avg_forward(forward_problem(input, arguments), input, kernels);
 }
 
 Tensor adaptive_avg_pool2d_backward(const Tensor& grad_output, int64_t H, int64_t W,
-                                    bool channels_last, int64_t P, int64_t Q, bool emulate) {
+                                    bool channels_last, int64_t P, int64_t Q,
+                                    const Kernels& kernels) {
   const AdaptiveArguments arguments{{P, Q}};
   return avg_backward(backward_problem(grad_output, H, W, arguments), grad_output, channels_last,
-                      emulate);
+                      kernels);
 }
 
 template <class Library>
@@ -741,7 +744,7 @@ void register_kernels(Library& m) {
 
 // conv2d with its epilogue, conv2d_backward and the pools are each other's derivatives: see
 // cnnkernels/autograd.py. The four paddings of a convolution serve 'same' with an even filter
-// without a copy. `emulate` runs the CUDA kernels on CPU tensors; it is an argument, and no ambient
+// without a copy. `kernels` is an argument, and no ambient
 // state, so that a backward pass or a captured graph keeps it. Pairs are two arguments each, since
 // torch needs 0.2 us to take an int from Python and 1 us for a list of two.
 STABLE_TORCH_LIBRARY(cnnkernels, m) {
@@ -758,25 +761,25 @@ STABLE_TORCH_LIBRARY(cnnkernels, m) {
   const auto def = [&](const std::string& schema) { m.def(schema.c_str()); };
 
   def("conv2d(Tensor input, Tensor weight, Tensor? bias, " + conv +
-      "bool relu, bool emulate) -> Tensor");
+      "bool relu, str? kernels) -> Tensor");
   def("conv2d_backward(Tensor grad_output, Tensor? relu_output, Tensor? input, Tensor? weight, "
       "SymInt C, SymInt H, SymInt W, SymInt R, SymInt S, bool channels_last, " +
-      conv + "bool need_bias, bool emulate) -> (Tensor, Tensor, Tensor)");
+      conv + "bool need_bias, str? kernels) -> (Tensor, Tensor, Tensor)");
 
   const auto def_max_pool = [&](const std::string& name, const std::string& geometry) {
-    def(name + "(Tensor input, " + geometry + "bool emulate) -> Tensor");
+    def(name + "(Tensor input, " + geometry + "str? kernels) -> Tensor");
     def(name + "_with_argmax(Tensor input, " + geometry +
-        "bool indices, bool emulate) -> (Tensor, Tensor)");
+        "bool indices, str? kernels) -> (Tensor, Tensor)");
     def(name +
         "_backward(Tensor grad_output, Tensor argmax, SymInt H, SymInt W, "
         "bool channels_last, " +
-        geometry + "bool emulate) -> Tensor");
-    def(name + "_gather(Tensor input, Tensor argmax, " + geometry + "bool emulate) -> Tensor");
+        geometry + "str? kernels) -> Tensor");
+    def(name + "_gather(Tensor input, Tensor argmax, " + geometry + "str? kernels) -> Tensor");
   };
   const auto def_avg_pool = [&](const std::string& name, const std::string& geometry) {
-    def(name + "(Tensor input, " + geometry + "bool emulate) -> Tensor");
+    def(name + "(Tensor input, " + geometry + "str? kernels) -> Tensor");
     def(name + "_backward(Tensor grad_output, SymInt H, SymInt W, bool channels_last, " + geometry +
-        "bool emulate) -> Tensor");
+        "str? kernels) -> Tensor");
   };
   def_max_pool("max_pool2d", max_pool);
   def_avg_pool("avg_pool2d", avg_pool);

@@ -24,6 +24,10 @@ const char* runs_everything(const Problem&, Dtype) {
   return nullptr;
 }
 
+// Why a problem cannot be run or does not suit, or null.
+template <class Problem>
+using Objection = const char* (*)(const Problem&, Dtype);
+
 // One convolution algorithm. A null pass is not offered. Tensors are of the Dtype given (sums
 // of 16-bit types are float32). Pointers may be anything where the tensor has no elements.
 // In a backward pass of conv+ReLU, relu_output is the saved output: where it is <= 0 the
@@ -31,8 +35,8 @@ const char* runs_everything(const Problem&, Dtype) {
 struct Conv2dAlgorithm {
   const char* name;
 
-  // Why the problem cannot be run, or null if it can.
-  const char* (*unsupported)(const Conv2dProblem&, Dtype);
+  // What it cannot run, whoever asks.
+  Objection<Conv2dProblem> unsupported;
 
   void (*fprop)(const Conv2dProblem&, Dtype, const void* input, const void* weight, Epilogue,
                 void* output, Stream);
@@ -43,13 +47,16 @@ struct Conv2dAlgorithm {
   // grad_bias[k] = sum of grad_output over n, p, q; contiguous.
   void (*bgrad)(const Conv2dProblem&, Dtype, const void* grad_output, const void* relu_output,
                 void* grad_bias, Stream);
+
+  // What it can run, but should not where another one can; null where there is no such thing.
+  Objection<Conv2dProblem> unsuited = nullptr;
 };
 
 // The same for pooling, regular or adaptive.
 template <class Problem>
 struct PoolAlgorithm {
   const char* name;
-  const char* (*unsupported)(const Problem&, Dtype);
+  Objection<Problem> unsupported;
 
   // argmax is null where its kind is none.
   void (*max_forward)(const Problem&, Dtype, const void* input, void* output, void* argmax, Argmax,
@@ -63,6 +70,8 @@ struct PoolAlgorithm {
                      void* output, Stream);
   void (*avg_forward)(const Problem&, Dtype, const void* input, void* output, Stream);
   void (*avg_backward)(const Problem&, Dtype, const void* grad_output, void* grad_input, Stream);
+
+  Objection<Problem> unsuited = nullptr;
 };
 
 using Pool2dAlgorithm = PoolAlgorithm<Pool2dProblem>;

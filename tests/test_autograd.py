@@ -178,11 +178,11 @@ def test_a_backward_pass_runs_where_its_forward_pass_ran():
             sum(grad.sum() for grad in grads).backward()
         ours_alone = [(f, args) for f, args in recorder.calls if f.namespace == "cnnkernels"]
         assert len(ours_alone) >= 5
-        return {args[-1] for _, args in ours_alone}  # emulate is the last argument
+        return {args[-1] for _, args in ours_alone}  # kernels is the last argument
 
-    assert places(emulated) == {True}
+    assert places(emulated) == {"emulated:"}
     with cnnkernels.emulate_cuda():
-        assert places(native) == {False}
+        assert places(native) == {None}
 
 
 # ---------------------------------------------------------------- the raw ops
@@ -209,28 +209,29 @@ def test_opcheck(case, emulate):
     )
     name = case.removesuffix("_no_bias").replace("with_indices", "with_argmax")
     op = getattr(torch.ops.cnnkernels, name).default
-    torch.library.opcheck(op, OPCHECKS[case](x, w, b, emulate))
+    kernels = "emulated:" if emulate else None
+    torch.library.opcheck(op, OPCHECKS[case](x, w, b, kernels))
 
 
 def test_opcheck_of_the_inference_and_backward_ops():
     ops = torch.ops.cnnkernels
     x, w = torch.randn(2, 3, 9, 8), torch.randn(4, 3, 3, 3)
-    output, argmax = ops.max_pool2d_with_argmax(x, *MAX_POOL, False, False)
-    torch.library.opcheck(ops.max_pool2d.default, (x, *MAX_POOL, False))
-    torch.library.opcheck(ops.max_pool2d_gather.default, (x, argmax, *MAX_POOL, False))
+    output, argmax = ops.max_pool2d_with_argmax(x, *MAX_POOL, False, None)
+    torch.library.opcheck(ops.max_pool2d.default, (x, *MAX_POOL, None))
+    torch.library.opcheck(ops.max_pool2d_gather.default, (x, argmax, *MAX_POOL, None))
     like = (9, 8, False)
-    rest = (argmax, *like, *MAX_POOL, False)
+    rest = (argmax, *like, *MAX_POOL, None)
     torch.library.opcheck(ops.max_pool2d_backward.default, (output, *rest))
-    output = ops.avg_pool2d(x, *AVG_POOL, False)
-    torch.library.opcheck(ops.avg_pool2d_backward.default, (output, *like, *AVG_POOL, False))
-    output, argmax = ops.adaptive_max_pool2d_with_argmax(x, 4, 3, False, False)
-    torch.library.opcheck(ops.adaptive_max_pool2d.default, (x, 4, 3, False))
-    torch.library.opcheck(ops.adaptive_max_pool2d_gather.default, (x, argmax, 4, 3, False))
-    rest = (*like, 4, 3, False)
+    output = ops.avg_pool2d(x, *AVG_POOL, None)
+    torch.library.opcheck(ops.avg_pool2d_backward.default, (output, *like, *AVG_POOL, None))
+    output, argmax = ops.adaptive_max_pool2d_with_argmax(x, 4, 3, False, None)
+    torch.library.opcheck(ops.adaptive_max_pool2d.default, (x, 4, 3, None))
+    torch.library.opcheck(ops.adaptive_max_pool2d_gather.default, (x, argmax, 4, 3, None))
+    rest = (*like, 4, 3, None)
     torch.library.opcheck(ops.adaptive_max_pool2d_backward.default, (output, argmax, *rest))
     torch.library.opcheck(ops.adaptive_avg_pool2d_backward.default, (output, *rest))
     grad = torch.randn(2, 4, 7, 6)
-    rest = (3, *like[:2], 3, 3, False, 1, 1, 0, 0, 0, 0, 1, 1, 1, True, False)
+    rest = (3, *like[:2], 3, 3, False, 1, 1, 0, 0, 0, 0, 1, 1, 1, True, None)
     torch.library.opcheck(ops.conv2d_backward.default, (grad, grad, x, w, *rest))
 
 

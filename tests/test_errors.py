@@ -1,8 +1,11 @@
 """Bad input: torch's kind of error, before anything runs."""
 
+import contextlib
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.profiler import profile
 
 import cnnkernels
 import cnnkernels.functional as ours
@@ -104,10 +107,103 @@ def test_torchs_kind_of_error(case, emulate):
             getattr(ours, name)(*args, **kwargs)
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64, torch.bool])
-def test_unsupported_dtypes_are_named(dtype):
+def allocations(call):
+    """How many bytes a call allocates, and how many kernels it launches in the emulator."""
+    with profile(profile_memory=True) as memory, cnnkernels.profile() as emulated:
+        call()
+    made = sum(max(event.self_cpu_memory_usage, 0) for event in memory.events())
+    return made, len(emulated.kernels)
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_errors_come_before_anything_is_allocated_or_launched(case):
+    name, args, kwargs = BAD[case]
+
+    def call():
+        with contextlib.suppress(Exception):
+            getattr(ours, name)(*args, **kwargs)
+
+    assert allocations(call) == (0, 0)
+
+
+def test_allocations_and_launches_are_seen():
+    assert allocations(lambda: ours.conv2d(X, W, B)) == (2 * 6 * 6 * 6 * 4, 1)
+
+
+OTHER_DTYPES = [torch.uint8, torch.int32, torch.int64, torch.bool, torch.complex64]
+OTHER_DTYPES += [torch.float8_e4m3fn]
+CALLS = {
+    "conv2d": (W,),
+    "max_pool2d": (2,),
+    "avg_pool2d": (2,),
+    "adaptive_max_pool2d": (3,),
+    "adaptive_avg_pool2d": (3,),
+}
+
+
+@pytest.mark.parametrize("dtype", OTHER_DTYPES, ids=str)
+@pytest.mark.parametrize("name", CALLS)
+def test_other_dtypes_are_torchs(name, dtype):
+    """Where torch has a kernel its result, else its error."""
+    x = (torch.arange(X.numel()).view(X.shape) % 7).to(dtype)
+    args = [arg.to(dtype) if isinstance(arg, torch.Tensor) else arg for arg in CALLS[name]]
+
+    def outcome(module):
+        try:
+            return getattr(module, name)(x, *args)
+        except Exception as error:  # noqa: BLE001 (to be compared)
+            return type(error), str(error)
+
+    result, expected = outcome(ours), outcome(F)
+    assert type(result) is type(expected)
+    if not isinstance(result, torch.Tensor):
+        assert result == expected
+    elif name != "conv2d":  # of which torch leaves some dtypes' outputs unwritten
+        assert torch.equal(result, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64, torch.bool], ids=str)
+def test_the_ops_name_dtypes_without_kernels(dtype):
+    geometry = (1, 1, 0, 0, 0, 0, 1, 1, 1)
     with pytest.raises(RuntimeError, match="not implemented for"):
-        ours.conv2d(X.to(dtype), W.to(dtype))
+        torch.ops.cnnkernels.conv2d(X.to(dtype), W.to(dtype), None, *geometry, False, None)
+
+
+def test_integers_run_torchs_pool_under_the_emulator_too():
+    x = (torch.arange(X.numel()).view(X.shape) % 7).int()
+    with cnnkernels.emulate_cuda():
+        assert torch.equal(ours.max_pool2d(x, 2), F.max_pool2d(x, 2))
+
+
+HUGE = {
+    "image": lambda: ours.max_pool2d(torch.zeros(1).expand(1, 1, 1, 2**31), (1, 2)),
+    "batch": lambda: ours.conv2d(torch.zeros(1).expand(2**31, 1, 1, 1), torch.zeros(1, 1, 1, 1)),
+    "padding": lambda: ours.conv2d(X, W, padding=2**31),
+    "padded_image": lambda: ours.conv2d(X, W, padding=2**30 - 1, dilation=2**28),
+    "window": lambda: ours.avg_pool2d(X, 2**31),
+    "output": lambda: ours.adaptive_avg_pool2d(X, 2**31),
+}
+
+
+@pytest.mark.parametrize("case", HUGE)
+def test_sizes_over_the_limit_are_named(case):
+    """A kernel counts in 32 bits along each dimension."""
+    with pytest.raises(RuntimeError, match=r"over the limit of 2\^31 - 1"):
+        HUGE[case]()
+
+
+LAYOUTS = {
+    "sparse_input": lambda: (X.to_sparse(), W),
+    "sparse_weight": lambda: (X, W.to_sparse()),
+    "sparse_bias": lambda: (X, W, B.to_sparse()),
+    "mkldnn_input": lambda: (X.to_mkldnn(), W),
+}
+
+
+@pytest.mark.parametrize("case", LAYOUTS)
+def test_mixed_and_foreign_layouts_are_refused(case):
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        ours.conv2d(*LAYOUTS[case]())
 
 
 def test_messages_name_what_is_wrong():

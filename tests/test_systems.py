@@ -32,7 +32,7 @@ class Calls(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if function.namespace == "cnnkernels":
             self.counts[function.name().split("::")[1]] += 1
-            self.emulated.add(args[-1])
+            self.emulated.add(args[-1] == "emulated:")
         return function(*args, **(kwargs or {}))
 
 

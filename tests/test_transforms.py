@@ -17,6 +17,7 @@ class Torch:
     """What torch calls ours."""
 
     conv2d, max_pool2d, avg_pool2d = F.conv2d, F.max_pool2d, F.avg_pool2d
+    adaptive_max_pool2d, adaptive_avg_pool2d = F.adaptive_max_pool2d, F.adaptive_avg_pool2d
 
     @staticmethod
     def conv2d_relu(*args, **kwargs):
@@ -98,6 +99,10 @@ POOLS = {
     "avg_divisor": lambda m: (
         lambda x: m.avg_pool2d(x, (2, 3), 2, ceil_mode=True, divisor_override=5)
     ),
+    "adaptive_max": lambda m: lambda x: m.adaptive_max_pool2d(x, (3, 2)),
+    "adaptive_max_indices": lambda m: lambda x: m.adaptive_max_pool2d(x, 2, return_indices=True),
+    "adaptive_avg": lambda m: lambda x: m.adaptive_avg_pool2d(x, (2, None)),
+    "global_avg": lambda m: lambda x: m.adaptive_avg_pool2d(x, 1),
 }
 
 

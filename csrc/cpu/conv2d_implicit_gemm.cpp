@@ -453,8 +453,6 @@ void correlate(const Correlation<T>& problem) {
   });
 }
 
-const char* unsupported(const Conv2dProblem&, Dtype) { return nullptr; }
-
 void fprop(const Conv2dProblem& problem, Dtype dtype, const void* input, const void* weight,
            Epilogue epilogue, void* output, Stream) {
   if (problem.N == 0) return;
@@ -708,7 +706,7 @@ void bgrad(const Conv2dProblem& problem, Dtype dtype, const void* grad_output,
 }  // namespace
 
 Conv2dAlgorithm conv2d_implicit_gemm() {
-  return {"implicit_gemm", unsupported, fprop, dgrad, wgrad, bgrad};
+  return {"implicit_gemm", runs_everything<Conv2dProblem>, fprop, dgrad, wgrad, bgrad};
 }
 
 }  // namespace cnnkernels::cpu::CNNKERNELS_ISA

@@ -18,10 +18,13 @@ int64_t output_pixels(const AdaptivePool2dProblem& problem) {
 }
 
 const char* unsupported(const AdaptivePool2dProblem& problem, Dtype) {
-  if (window_size(problem) < kLeastWindow) return "a window this small suits a thread";
   if (window_size(problem) > INT_MAX) return "more elements in a window than an int counts";
   return output_pixels(problem) * problem.C > INT_MAX ? "more outputs than a grid has blocks"
                                                       : nullptr;
+}
+
+const char* unsuited(const AdaptivePool2dProblem& problem, Dtype) {
+  return window_size(problem) < kLeastWindow ? "a window this small suits a thread" : nullptr;
 }
 
 template <class T>
@@ -59,7 +62,7 @@ void avg_forward(const AdaptivePool2dProblem& problem, Dtype dtype, const void* 
 }  // namespace
 
 AdaptivePool2dAlgorithm adaptive_pool2d_block() {
-  return {"block", unsupported, nullptr, nullptr, nullptr, avg_forward, nullptr};
+  return {"block", unsupported, nullptr, nullptr, nullptr, avg_forward, nullptr, unsuited};
 }
 
 }  // namespace cnnkernels::CNN_TARGET

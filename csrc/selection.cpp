@@ -1,0 +1,10 @@
+#include "selection.h"
+
+namespace cnnkernels {
+
+Inquiry& inquiry() {
+  static thread_local Inquiry own;
+  return own;
+}
+
+}  // namespace cnnkernels
