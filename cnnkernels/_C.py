@@ -55,8 +55,7 @@ def counters() -> list[dict[str, Any]]:
 def candidates(call: Callable[[], Any]) -> list[dict[str, Any]]:
     """The algorithms that the first op in `call` has to choose from; no kernel is run.
 
-    Each as a dict, see answer() in csrc/selection.h. The list is empty where `call` came to no op of
-    ours.
+    Each as a dict, see answer() in csrc/selection.h. None where `call` came to no op of ours.
     """
     check_loaded()
     _library.cnnkernels_answer.restype = ctypes.c_char_p
