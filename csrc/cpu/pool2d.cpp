@@ -11,6 +11,7 @@
 //
 // Cost: input + output + argmax bytes from memory, R * S loads an output from cache.
 #include <limits>
+#include <vector>
 
 #include "../parallel.h"
 #include "../summation.h"
@@ -31,35 +32,6 @@ bool channels_last(const Strides& input, const Strides& output) {
   return input.c == 1 && output.c == 1 && input.w != 1;
 }
 
-// The outputs whose tap, `offset` into the window, lies inside the input.
-struct Inside {
-  int64_t begin, end;
-
-  Inside(int64_t outputs, int64_t inputs, int64_t stride, int64_t pad, int64_t offset)
-      : begin(clamp<int64_t>(ceil_div(pad - offset, stride), 0, outputs)),
-        end(clamp<int64_t>(ceil_div(inputs + pad - offset, stride), begin, outputs)) {}
-};
-
-// Calls body(tap, first, count, offset) for the taps of a window that lie inside the input, in
-// row-major order. Row line (p fixed): for the outputs q in [first, first + count), the first of
-// which reads input element `offset` of the plane, the next ones stride_w columns further.
-template <class Body>
-void for_row_taps(const Pool2dProblem& problem, const Strides& strides, int64_t p,
-                  const Body& body) {
-  for (int r = 0; r < problem.R; ++r) {
-    const int64_t h = p * problem.stride_h - problem.pad_h + r * problem.dilation_h;
-    if (h < 0 || h >= problem.H) continue;
-    for (int s = 0; s < problem.S; ++s) {
-      const int64_t shift = s * problem.dilation_w;
-      const Inside q(problem.Q, problem.W, problem.stride_w, problem.pad_w, shift);
-      const int64_t w = q.begin * problem.stride_w - problem.pad_w + shift;
-      if (q.begin < q.end) {
-        body(r * problem.S + s, q.begin, q.end - q.begin, h * strides.h + w * strides.w);
-      }
-    }
-  }
-}
-
 // The windows of one row or column: the input position of their first tap, and their taps inside
 // the input. A window without a tap, which dilation can step over, has neither gradient nor
 // tangent, though its code names the first tap that is not in the leading padding: so does torch.
@@ -70,15 +42,54 @@ struct Taps {
   bool none() const { return inside.begin >= inside.end; }
 };
 
+// The outputs of a row whose tap in a column of the window lies inside the input, and the input
+// column that the first of them reads.
+struct Inside {
+  int64_t begin, end, input;
+
+  Inside() = default;
+  Inside(const Pool2dProblem& problem, int s) {
+    const int64_t offset = problem.input_w(0, s);
+    begin = clamp<int64_t>(ceil_div(-offset, problem.stride_w), 0, problem.Q);
+    end = clamp<int64_t>(ceil_div(problem.W - offset, problem.stride_w), begin, problem.Q);
+    input = begin * problem.stride_w + offset;
+  }
+};
+
 struct Windows {
   Workspace<Taps> rows, columns;
+  Workspace<Inside> taps;  // one for each column of a window of fixed size
 
+  explicit Windows(const Pool2dProblem& problem) : Windows(problem, problem.S) {
+    for (int s = 0; s < problem.S; ++s) taps[s] = Inside(problem, s);
+  }
+  explicit Windows(const AdaptivePool2dProblem& problem) : Windows(problem, 0) {}
+
+ private:
   template <class Problem>
-  explicit Windows(const Problem& problem) : rows(problem.P), columns(problem.Q) {
+  Windows(const Problem& problem, int64_t taps) : rows(problem.P), columns(problem.Q), taps(taps) {
     for (int p = 0; p < problem.P; ++p) rows[p] = {problem.input_h(p, 0), problem.rows(p)};
     for (int q = 0; q < problem.Q; ++q) columns[q] = {problem.input_w(q, 0), problem.columns(q)};
   }
 };
+
+// Calls body(tap, first, count, offset) for the taps of the windows in row p of an NCHW plane that
+// lie inside the input, in row-major order: for the outputs q in [first, first + count), the first
+// of which reads input element `offset` of the plane, the next ones stride_w columns further.
+template <class Body>
+void for_row_taps(const Pool2dProblem& problem, const Windows& windows, const Strides& strides,
+                  int p, const Body& body) {
+  const Taps& row = windows.rows[p];
+  for (int r = row.inside.begin; r < row.inside.end; ++r) {
+    const int64_t h = row.input + static_cast<int64_t>(r) * problem.dilation_h;
+    for (int s = 0; s < problem.S; ++s) {
+      const Inside& q = windows.taps[s];
+      if (q.begin < q.end) {
+        body(r * problem.S + s, q.begin, q.end - q.begin, h * strides.h + q.input * strides.w);
+      }
+    }
+  }
+}
 
 // The same for the channels of one pixel: body(tap, offset).
 template <class Problem, class Body>
@@ -268,12 +279,13 @@ struct LineMaxima {
 
 // The maxima of row p of an NCHW plane.
 template <class T>
-void find_maxima(const Pool2dProblem& problem, const Windows&, const T* plane, int p,
+void find_maxima(const Pool2dProblem& problem, const Windows& windows, const T* plane, int p,
                  LineMaxima<T>& maxima) {
-  for_row_taps(
-      problem, problem.input, p, [&](int tap, int64_t first, int64_t count, int64_t offset) {
-        maxima.windows.fold(tap, first, count, plane + offset, problem.stride_w * problem.input.w);
-      });
+  const int64_t step = problem.stride_w * problem.input.w;
+  for_row_taps(problem, windows, problem.input, p,
+               [&](int tap, int64_t first, int64_t count, int64_t offset) {
+                 maxima.windows.fold(tap, first, count, plane + offset, step);
+               });
 }
 
 template <class T>
@@ -314,9 +326,13 @@ void max_forward(const Problem& problem, const T* input, T* output, Code* argmax
         const Taps& row = windows.rows[line.p];
         const Taps* columns = windows.columns.data() + line.q;
         Maxima<T>& maxima = state.windows;
-        maxima.clear(line.count, [&, row_tap = row.inside.begin * problem.S](int64_t i) {
-          return row_tap + columns[last ? 0 : i].inside.begin;
-        });
+        const int row_tap = row.inside.begin * problem.S;
+        if (last) {
+          maxima.clear(line.count,
+                       [tap = row_tap + columns->inside.begin](int64_t) { return tap; });
+        } else {
+          maxima.clear(line.count, [=](int64_t q) { return row_tap + columns[q].inside.begin; });
+        }
         const T* plane = input + problem.input.at(line.n, line.c, 0, 0);
         if (last) {
           for_pixel_taps(problem, problem.input, row, *columns, [&](int tap, int64_t offset) {
@@ -450,44 +466,70 @@ void for_planes(const Problem& problem, const Blocks<T>& blocks, T* grad_input, 
 }
 
 // Adds a run of gradients to the elements that their codes name; code i counts from place(i).
-template <class T, class Code, class Reached, class Place>
+template <class T, class Code, class Place>
 void scatter(int64_t count, const T* gradients, int64_t gradient_step, const Code* codes,
-             int64_t code_step, const Reached& reached, const TapOffsets& offsets, Sum<T>* to,
-             const Place& place) {
-  for (int64_t i = 0; i < count; ++i) {
-    if (reached(i)) {
-      to[place(i) + offsets.from_origin(codes[i * code_step])] +=
-          static_cast<Sum<T>>(gradients[i * gradient_step]);
+             int64_t code_step, const TapOffsets& offsets, Sum<T>* to, const Place& place) {
+  const auto run = [&](auto gradient, auto code) {
+    for (int64_t i = 0; i < count; ++i) {
+      to[place(i) + offsets.from_origin(codes[i * code])] +=
+          static_cast<Sum<T>>(gradients[i * gradient]);
     }
+  };
+  constexpr std::integral_constant<int64_t, 1> kOne{};
+  if (gradient_step == 1 && code_step == 1) return run(kOne, kOne);
+  run(gradient_step, code_step);
+}
+
+// The runs of window columns that have taps: almost always one.
+std::vector<Range> columns_with_taps(const Windows& windows, int count) {
+  std::vector<Range> runs;
+  for (int q = 0; q < count; ++q) {
+    if (windows.columns[q].none()) continue;
+    if (runs.empty() || runs.back().end != q) runs.push_back({q, q});
+    runs.back().end = q + 1;
   }
+  return runs;
+}
+
+// Where the codes of window row `row` count from, as a function of the window's column.
+template <class Code>
+auto origins(const Pool2dProblem& problem, const Windows&, const TapOffsets& offsets,
+             const Taps& row) {
+  const int64_t first = offsets.origin<Code>(row.input, -problem.pad_w);
+  const int64_t step = offsets.origin<Code>(0, problem.stride_w);
+  return [first, step](int64_t q) { return first + q * step; };
+}
+
+template <class Code>
+auto origins(const AdaptivePool2dProblem&, const Windows& windows, const TapOffsets& offsets,
+             const Taps& row) {
+  return [&](int64_t q) { return offsets.origin<Code>(row.input, windows.columns[q].input); };
 }
 
 template <class Problem, class T, class Code>
 void max_backward(const Problem& problem, const T* grad_output, const Code* argmax, T* grad_input) {
   const Windows windows(problem);
+  const std::vector<Range> runs = columns_with_taps(windows, problem.Q);
   const Blocks<T> blocks(problem);
   const TapOffsets offsets(problem, blocks.strides.h, blocks.strides.w);
   for_planes<T>(problem, blocks, grad_input, [&](const Planes<T>& planes, Sum<T>*) {
     for (int p = 0; p < problem.P; ++p) {
-      const Taps& row = windows.rows[p];
-      if (row.none()) continue;
-      const T* gradients = grad_output + problem.output.at(planes.n, planes.c, p, 0);
-      const Code* codes = argmax + problem.argmax.at(planes.n, planes.c, p, 0);
-      const auto origin = [&](int64_t q) {
-        return offsets.template origin<Code>(row.input, windows.columns[q].input);
-      };
-      if (!blocks.last) {
-        scatter(
-            problem.Q, gradients, problem.output.w, codes, problem.argmax.w,
-            [&](int64_t q) { return !windows.columns[q].none(); }, offsets, planes.data, origin);
-        continue;
-      }
-      for (int64_t q = 0; q < problem.Q; ++q) {
-        scatter(
-            windows.columns[q].none() ? 0 : planes.channels, gradients + q * problem.output.w,
-            problem.output.c, codes + q * problem.argmax.w, problem.argmax.c,
-            [](int64_t) { return true; }, offsets, planes.data + origin(q),
-            [&](int64_t i) { return i * blocks.strides.c; });
+      if (windows.rows[p].none()) continue;
+      const auto origin = origins<Code>(problem, windows, offsets, windows.rows[p]);
+      for (const Range& run : runs) {
+        const T* gradients = grad_output + problem.output.at(planes.n, planes.c, p, run.begin);
+        const Code* codes = argmax + problem.argmax.at(planes.n, planes.c, p, run.begin);
+        const int count = run.end - run.begin;
+        if (!blocks.last) {
+          scatter(count, gradients, problem.output.w, codes, problem.argmax.w, offsets, planes.data,
+                  [&](int64_t i) { return origin(run.begin + i); });
+          continue;
+        }
+        for (int64_t i = 0; i < count; ++i) {
+          scatter(planes.channels, gradients + i * problem.output.w, problem.output.c,
+                  codes + i * problem.argmax.w, problem.argmax.c, offsets,
+                  planes.data + origin(run.begin + i), [](int64_t channel) { return channel; });
+        }
       }
     }
   });
@@ -542,13 +584,13 @@ class LineSums {
   explicit LineSums(int64_t length) : chunk_(length), chunks_(length), total_(length) {}
 
   void clear(int64_t count) {
-    count_ = count, terms_ = 0;
+    count_ = count, room_ = kSumChunk, carried_ = 0;
     set_zero(chunk_);
   }
   // Adds from[i * stride] to the elements first + i; once a term.
   void add(int64_t first, int64_t count, const T* from, int64_t stride) {
-    if (terms_ > 0 && terms_ % kSumChunk == 0) carry();
-    ++terms_;
+    if (room_ == 0) carry();
+    --room_;
     S* __restrict sum = chunk_.data() + first;
     with_stride(stride, [&](auto step) {
       for (int64_t i = 0; i < count; ++i) sum[i] += static_cast<S>(from[i * step]);
@@ -556,15 +598,16 @@ class LineSums {
   }
   // Complete; nothing can be added any more.
   const S* values() {
-    if (terms_ > kSumChunk) move(chunks_, chunk_), move(total_, chunk_);
+    if (carried_ > 0) move(chunks_, chunk_), move(total_, chunk_);
     return chunk_.data();
   }
 
  private:
   void carry() {
-    if (terms_ == kSumChunk) set_zero(chunks_), set_zero(total_);
+    if (carried_ == 0) set_zero(chunks_), set_zero(total_);
     move(chunk_, chunks_);
-    if (terms_ % (kSumChunk * kSumChunk) == 0) move(chunks_, total_);
+    if (++carried_ % kSumChunk == 0) move(chunks_, total_);
+    room_ = kSumChunk;
   }
   void set_zero(const Workspace<S>& line) const {
     for (int64_t i = 0; i < count_; ++i) line[i] = 0;
@@ -575,7 +618,8 @@ class LineSums {
   }
 
   Workspace<S> chunk_, chunks_, total_;
-  int64_t count_ = 0, terms_ = 0;
+  int64_t count_ = 0, carried_ = 0;  // elements of the line; chunks moved on
+  int room_ = 0;                     // terms that the chunk still takes
 };
 
 // A line of averages, and sums of it or, where it is folded in two steps, of the columns under it.
@@ -592,12 +636,14 @@ struct LineAverages {
 
 // The sums of the windows in row p of an NCHW plane.
 template <class T>
-const Sum<T>* sum_windows(const Pool2dProblem& problem, const Windows&, const T* plane, int p,
-                          LineAverages<T>& state) {
+const Sum<T>* sum_windows(const Pool2dProblem& problem, const Windows& windows, const T* plane,
+                          int p, LineAverages<T>& state) {
+  const int64_t step = problem.stride_w * problem.input.w;
   state.sums.clear(problem.Q);
-  for_row_taps(problem, problem.input, p, [&](int, int64_t first, int64_t count, int64_t offset) {
-    state.sums.add(first, count, plane + offset, problem.stride_w * problem.input.w);
-  });
+  for_row_taps(problem, windows, problem.input, p,
+               [&](int, int64_t first, int64_t count, int64_t offset) {
+                 state.sums.add(first, count, plane + offset, step);
+               });
   return state.sums.values();
 }
 
@@ -619,9 +665,50 @@ const Sum<T>* sum_windows(const AdaptivePool2dProblem& problem, const Windows& w
   return state.results.data();
 }
 
+// Whether each plane is one window, and lies in one piece.
+bool is_global(const AdaptivePool2dProblem& problem) {
+  return problem.P == 1 && problem.Q == 1 && problem.input.w == 1 && problem.input.h == problem.W;
+}
+
+// Sum of neighbours: rows of kRow elements are added up, in chunks of kSumChunk rows, whose sums
+// are halved until one element is left.
+template <class T>
+Sum<T> sum_of_run(const T* from, int64_t count) {
+  constexpr int kRow = 16;
+  LongSum<Sum<T>> total;
+  for (int64_t i = 0; i < count;) {
+    Sum<T> row[kRow] = {};
+    const int64_t end = least<int64_t>(count, i + kRow * kSumChunk);
+    for (; i + kRow <= end; i += kRow) {
+      for (int lane = 0; lane < kRow; ++lane) row[lane] += static_cast<Sum<T>>(from[i + lane]);
+    }
+    for (int lane = 0; i < end; ++i, ++lane) row[lane] += static_cast<Sum<T>>(from[i]);
+    for (int half = kRow / 2; half > 0; half /= 2) {
+      for (int lane = 0; lane < half; ++lane) row[lane] += row[lane + half];
+    }
+    total.add(row[0]);
+  }
+  return total.value();
+}
+
+template <class T>
+void global_avg_forward(const AdaptivePool2dProblem& problem, const T* input, T* output) {
+  const int64_t size = static_cast<int64_t>(problem.H) * problem.W;
+  for_lines(
+      problem, false, [] { return 0; },
+      [&](const Line& line, int) {
+        const Sum<T> sum = sum_of_run(input + problem.input.at(line.n, line.c, 0, 0), size);
+        output[problem.output.at(line.n, line.c, 0, 0)] =
+            static_cast<T>(sum / static_cast<Sum<T>>(size));
+      });
+}
+
 template <class Problem, class T>
 void avg_forward(const Problem& problem, const T* input, T* output) {
   using S = Sum<T>;
+  if constexpr (kTwoSteps<Problem>) {
+    if (is_global(problem)) return global_avg_forward(problem, input, output);
+  }
   const Windows windows(problem);
   const Divisors<S> divisors(problem, windows);
   const bool last = channels_last(problem.input, problem.output);
@@ -652,18 +739,19 @@ void avg_forward(const Problem& problem, const T* input, T* output) {
 // Adds what the windows in row p of an NCHW plane hand on, their gradients divided by
 // row_divisor * divisors[q].
 template <class T>
-void spread_gradients(const Pool2dProblem& problem, const Windows&, const Strides& strides, int p,
-                      const T* gradients, Sum<T> row_divisor, const Sum<T>* divisors, Sum<T>* plane,
-                      Sum<T>* shares) {
+void spread_gradients(const Pool2dProblem& problem, const Windows& windows, const Strides& strides,
+                      int p, const T* gradients, Sum<T> row_divisor, const Sum<T>* divisors,
+                      Sum<T>* plane, Sum<T>* shares) {
   for (int64_t q = 0; q < problem.Q; ++q) {
     shares[q] = static_cast<Sum<T>>(gradients[q * problem.output.w]) / (row_divisor * divisors[q]);
   }
-  for_row_taps(problem, strides, p, [&](int, int64_t first, int64_t count, int64_t offset) {
-    with_stride(problem.stride_w * strides.w, [&](auto step) {
-      Sum<T>* __restrict to = plane + offset;
-      for (int64_t i = 0; i < count; ++i) to[i * step] += shares[first + i];
-    });
-  });
+  for_row_taps(problem, windows, strides, p,
+               [&](int, int64_t first, int64_t count, int64_t offset) {
+                 with_stride(problem.stride_w * strides.w, [&](auto step) {
+                   Sum<T>* __restrict to = plane + offset;
+                   for (int64_t i = 0; i < count; ++i) to[i * step] += shares[first + i];
+                 });
+               });
 }
 
 template <class T>

@@ -12,7 +12,6 @@
 #include <cstring>
 #include <new>
 #include <type_traits>
-#include <utility>
 
 #include "../float16.h"
 #include "../problem.h"
@@ -82,23 +81,33 @@ void store(T* to, const Vector<T>& vector) {
   std::memcpy(to, &vector, sizeof vector);
 }
 
-// Uninitialised memory, aligned to a cache line.
+// Uninitialised memory, aligned to a cache line. A little of it needs no allocation, which is what
+// a call on a tiny tensor would spend its time on.
 template <class T>
 class Workspace {
  public:
   explicit Workspace(int64_t count)
-      : data_(static_cast<T*>(
-            std::aligned_alloc(64, (static_cast<size_t>(count) * sizeof(T) + 64) / 64 * 64))) {
-    if (data_ == nullptr) throw std::bad_alloc();
+      : data_(static_cast<T*>(allocate(static_cast<size_t>(count) * sizeof(T)))) {}
+  ~Workspace() {
+    if (static_cast<void*>(data_) != own_) std::free(data_);
   }
-  ~Workspace() { std::free(data_); }
-  Workspace(Workspace&& other) noexcept : data_(std::exchange(other.data_, nullptr)) {}
-  Workspace& operator=(Workspace&&) = delete;
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
 
   T* data() const { return data_; }
   T& operator[](int64_t i) const { return data_[i]; }
 
  private:
+  static constexpr size_t kLine = 64, kOwnBytes = 4 * kLine;
+
+  void* allocate(size_t bytes) {
+    if (bytes <= kOwnBytes) return own_;
+    void* data = std::aligned_alloc(kLine, (bytes + kLine - 1) / kLine * kLine);
+    if (data == nullptr) throw std::bad_alloc();
+    return data;
+  }
+
+  alignas(kLine) unsigned char own_[kOwnBytes];
   T* data_;
 };
 
