@@ -156,12 +156,16 @@ def _conv2d(
         _check_int(function, "groups", groups)
     if weight.dim() != 4:
         raise RuntimeError(f"{function}: expected 4D weight, but got {list(weight.shape)}")
-    stride = _pair(function, "stride", stride)
-    dilation = _pair(function, "dilation", dilation)
-    padding = _conv_padding(padding, weight, stride, dilation)
+    if type(stride) is type(padding) is type(dilation) is int:  # most calls, and 0.6 us less
+        padding = padding, padding, padding, padding
+        geometry = (stride, stride, *padding, dilation, dilation, groups)
+    else:
+        stride = _pair(function, "stride", stride)
+        dilation = _pair(function, "dilation", dilation)
+        padding = _conv_padding(padding, weight, stride, dilation)
+        geometry = (*stride, *padding, *dilation, groups)
     if _autocast_enabled():
         batched, weight, bias = map(_autocast, (batched, weight, bias))
-    geometry = (*stride, *padding, *dilation, groups)
     args = (batched, weight, bias, *geometry, relu, settings.kernels)
     if autograd.recorded(batched, weight, bias):
         output = autograd.apply(autograd.Conv2d, *args)

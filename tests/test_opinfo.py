@@ -10,6 +10,7 @@ from functools import lru_cache
 import pytest
 import torch
 from accuracy import assert_accurate
+from test_autograd import Recorder
 
 import cnnkernels.functional as ours
 
@@ -154,3 +155,28 @@ def test_error_inputs(backend, name):
         with pytest.raises(error.error_type, match=message):
             getattr(ours, name)(sample.input, *sample.args, **sample.kwargs)
         compared[f"{name} {backend.name}, error inputs"] += 1
+
+
+# Tracing the whole of autograd takes a third of a second, and so is for some of the samples.
+CHECKS = ("test_schema", "test_faketensor", "test_autograd_registration")
+TRACED = 12
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_opcheck_of_all_samples(name):
+    """Every op that a sample calls, forward and backward."""
+    all_samples = samples(name, torch.float32, "cpu")
+    step = max(1, len(all_samples) // TRACED)
+    for index, sample in enumerate(all_samples):
+        with Recorder() as recorder:
+            run(getattr(ours, name), sample)
+        calls = [call for call in recorder.calls if call[0].namespace == "cnnkernels"]
+        assert len(calls) >= 2  # forward and backward
+        for op, args in calls:
+            torch.library.opcheck(op, args, test_utils=CHECKS)
+            compared[f"opcheck of {op}"] += 1
+        if index % step == 0:
+            op, args = calls[0]
+            leaves = [a.detach().requires_grad_() if is_floating(a) else a for a in args]
+            torch.library.opcheck(op, tuple(leaves), test_utils="test_aot_dispatch_dynamic")
+            compared[f"opcheck of {op}, traced with gradients"] += 1
