@@ -29,6 +29,8 @@ from cnnkernels import _C
 _OPS = (
     "conv2d",
     "conv2d_backward",
+    "conv2d_relu_pool2d",
+    "conv2d_relu_pool2d_backward",
     "max_pool2d",
     "max_pool2d_with_argmax",
     "max_pool2d_backward",
@@ -593,6 +595,61 @@ AdaptiveMaxPool2d, AdaptiveMaxPool2dBackward, AdaptiveMaxPool2dGather = _max_poo
 AdaptiveAvgPool2d, AdaptiveAvgPool2dBackward = _avg_pool("adaptive_avg_pool2d")
 
 
+class Conv2dReluPool2d(Function):
+    """conv2d_relu_pool2d(input, weight, bias, *conv, *pool, average, *divisor, keep_code, kernels).
+
+    For plain reverse mode alone: functional.py composes the ops where anything else is active. The
+    second derivative is that of the composition, computed anew.
+    """
+
+    @staticmethod
+    def forward(*args):
+        return call("conv2d_relu_pool2d", *args)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        input, weight, bias = inputs[:3]
+        ctx.geometry, ctx.kernels = inputs[3:-2], inputs[-1]
+        ctx.like = (*input.shape[1:], *weight.shape[2:], _is_channels_last(input, weight))
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(output[1], input, weight, bias)
+
+    @staticmethod
+    def backward(ctx, grad_output, _):
+        others = (None,) * (len(ctx.geometry) + 2)
+        if grad_output is None:
+            return None, None, None, *others
+        code, input, weight, bias = ctx.saved_tensors
+        needs = ctx.needs_input_grad[:3]
+        if recorded(grad_output, input, weight, bias):
+            return *_grads_of_composition(ctx, grad_output, (input, weight, bias), needs), *others
+        operands = (input if needs[1] else None, weight if needs[0] else None)
+        rest = (*operands, *ctx.like, *ctx.geometry, needs[2], ctx.kernels)
+        return *call("conv2d_relu_pool2d_backward", grad_output, code, *rest), *others
+
+
+def _grads_of_composition(ctx, grad_output, tensors, needs):
+    with torch.enable_grad():
+        output = conv2d_relu_then_pool2d(*tensors, *ctx.geometry, ctx.kernels)
+    wanted = [tensor for tensor, need in zip(tensors, needs, strict=True) if need]
+    grads = iter(torch.autograd.grad(output, wanted, grad_output, create_graph=True))
+    return [next(grads) if need else None for need in needs]
+
+
+def conv2d_relu_then_pool2d(input, weight, bias, *rest):
+    """What the fused op computes, by one op after the other: differentiable in every way."""
+    conv, window, dilation, ceil_mode = rest[:9], rest[9:15], rest[15:17], rest[17]
+    average, *divisor, kernels = rest[18:]
+    output = differentiable(Conv2d, input, weight, bias, *conv, True, kernels)
+    if average:
+        return differentiable(AvgPool2d, output, *window, ceil_mode, *divisor, kernels)
+    args = (output, *window, *dilation, ceil_mode)
+    if recorded(output):
+        return apply(MaxPool2d, *args, False, kernels)[0]
+    return call("max_pool2d", *args, kernels)
+
+
 def differentiable(function: type[Function], *args: Any) -> Any:
     """Call `function`, recorded only if it has to be."""
     if transformed() or (
@@ -661,6 +718,16 @@ def _conv2d_backward_fake(grad_output, relu_output, input, weight, *rest):
     )
 
 
+def _conv2d_relu_pool2d_fake(input, weight, bias, *rest):
+    conv, pool, average, (keep_code, kernels) = rest[:9], rest[9:18], rest[18], rest[21:]
+    output = _conv2d_fake(input, weight, bias, *conv, True, kernels)
+    output = _max_pool2d_fake(output, *pool, kernels)
+    if not keep_code:
+        return output, None
+    wide = pool[0] * pool[1] > (8 if average else 254)
+    return output, torch.empty_like(output, dtype=torch.int32 if wide else torch.uint8)
+
+
 def _argmax_like(index, window):
     return torch.empty_like(index, dtype=torch.uint8 if window <= 254 else torch.int32)
 
@@ -668,6 +735,11 @@ def _argmax_like(index, window):
 def _pairs(sizes):
     """Height and width of each argument of aten from those of our ops."""
     return list(zip(sizes[::2], sizes[1::2], strict=True))
+
+
+def _conv2d_relu_pool2d_backward_fake(grad_output, code, *rest):
+    conv = rest[:17]  # input, weight, their sizes and layout, the convolution's geometry
+    return _conv2d_backward_fake(grad_output, None, *conv, *rest[-2:])
 
 
 def _max_pool2d_with_argmax_fake(input, *rest):
@@ -723,6 +795,8 @@ def _register() -> None:
     fakes = {
         "conv2d": _conv2d_fake,
         "conv2d_backward": _conv2d_backward_fake,
+        "conv2d_relu_pool2d": _conv2d_relu_pool2d_fake,
+        "conv2d_relu_pool2d_backward": _conv2d_relu_pool2d_backward_fake,
         "max_pool2d": _max_pool2d_fake,
         "max_pool2d_with_argmax": _max_pool2d_with_argmax_fake,
         "max_pool2d_backward": _max_pool_backward_fake,
@@ -739,6 +813,7 @@ def _register() -> None:
     functions = {
         "conv2d": Conv2d,
         "conv2d_backward": Conv2dBackward,
+        "conv2d_relu_pool2d": Conv2dReluPool2d,
         "max_pool2d_with_argmax": MaxPool2d,
         "max_pool2d_backward": MaxPool2dBackward,
         "max_pool2d_gather": MaxPool2dGather,

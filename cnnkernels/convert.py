@@ -16,6 +16,7 @@ from cnnkernels.nn import (
     AvgPool2d,
     Conv2d,
     ConvReLU2d,
+    ConvReLUPool2d,
     MaxPool2d,
 )
 
@@ -32,6 +33,8 @@ _REPLACEMENTS: dict[type[nn.Module], type[nn.Module]] = {
 # takes the first one's position; the others' positions get nn.Identity, so that names stay.
 _FUSIONS: dict[tuple[type[nn.Module], ...], Callable[..., nn.Module]] = {
     (Conv2d, nn.ReLU): lambda conv, relu: _remake(conv, ConvReLU2d),
+    (Conv2d, nn.ReLU, MaxPool2d): lambda conv, relu, pool: _remake_with_pool(conv, pool),
+    (Conv2d, nn.ReLU, AvgPool2d): lambda conv, relu, pool: _remake_with_pool(conv, pool),
 }
 
 # For which parameters there are kernels.
@@ -91,10 +94,10 @@ def convert(model: nn.Module, fuse: bool = True, strict: bool = False) -> nn.Mod
 
     Args:
         model: a module or a tree of modules.
-        fuse: make one ConvReLU2d of a Conv2d and the ReLU right after it in an nn.Sequential. The
-            ReLU's position gets an nn.Identity: the output of the Sequential is the same, that
-            of its Conv2d alone is not. A Conv2d that is also used elsewhere, without a ReLU, is
-            not fused.
+        fuse: make one ConvReLU2d of a Conv2d and the ReLU right after it in an nn.Sequential, and
+            one ConvReLUPool2d if a MaxPool2d or AvgPool2d comes next. The others' positions get an
+            nn.Identity: the output of the Sequential is the same, that of its Conv2d alone is
+            not. A Conv2d that is also used elsewhere, without what follows here, is not fused.
         strict: raise if anything cannot be replaced.
 
     Returns:
@@ -233,6 +236,12 @@ def _remake(module: nn.Module, cls: type[nn.Module]) -> nn.Module:
     return new
 
 
+def _remake_with_pool(conv: nn.Module, pool: nn.Module) -> ConvReLUPool2d:
+    new = _remake(conv, ConvReLUPool2d)
+    new.take_over(pool)
+    return new
+
+
 # ---------------------------------------------------------------- fusion
 
 
@@ -280,5 +289,7 @@ def _runs_in_a_row(parent: nn.Module) -> bool:
 def _is_fusible(head: nn.Module, *followers: nn.Module) -> bool:
     """Followers must be without state, since nn.Identity takes their places."""
     if any(_customisation(module) or _tensor_obstacle(module) for module in (head, *followers)):
+        return False
+    if any(getattr(module, "return_indices", False) for module in followers):
         return False
     return not any(module._parameters or module._buffers or module._modules for module in followers)

@@ -136,9 +136,8 @@ def _autocast(tensor: Tensor | None) -> Tensor | None:
     return tensor.to(torch.get_autocast_dtype(device))
 
 
-def _conv2d(
+def _conv_operands(
     function: str,
-    relu: bool,
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -146,7 +145,8 @@ def _conv2d(
     padding: str | Size,
     dilation: Size,
     groups: int,
-) -> Tensor:
+) -> tuple[Any, ...]:
+    """Input, weight, bias and geometry as the ops take them."""
     batched = _batch(function, input)
     if not isinstance(weight, Tensor):
         raise _not_a_tensor(function, "weight", weight)
@@ -166,8 +166,13 @@ def _conv2d(
         geometry = (*stride, *padding, *dilation, groups)
     if _autocast_enabled():
         batched, weight, bias = map(_autocast, (batched, weight, bias))
-    args = (batched, weight, bias, *geometry, relu, settings.kernels)
-    if autograd.recorded(batched, weight, bias):
+    return batched, weight, bias, *geometry
+
+
+def _conv2d(function: str, relu: bool, input: Tensor, *rest: Any) -> Tensor:
+    operands = _conv_operands(function, input, *rest)
+    args = (*operands, relu, settings.kernels)
+    if autograd.recorded(*operands[:3]):
         output = autograd.apply(autograd.Conv2d, *args)
     else:
         output = autograd.call("conv2d", *args)
@@ -426,3 +431,150 @@ def adaptive_avg_pool2d(input: Tensor, output_size: OptionalSize) -> Tensor:
     batched = _batch("adaptive_avg_pool2d", input)
     output = autograd.differentiable(autograd.AdaptiveAvgPool2d, batched, *size, settings.kernels)
     return output if batched is input else _unbatch(output)
+
+
+# ---------------------------------------------------------------- convolution, ReLU and pool
+
+# Of the fused op's codes: csrc/problem.h.
+_MOST_AVERAGE_TAPS = 32
+
+
+def _is_fused(input: Tensor, average: bool, window: Sequence[int]) -> bool:
+    """Whether there is a kernel for the whole: on the CPU there is none but the emulated ones."""
+    if not (settings.emulate or input.is_cuda) or autograd.transformed():
+        return False
+    return not average or window[0] * window[1] <= _MOST_AVERAGE_TAPS
+
+
+def _conv2d_relu_pool2d(
+    function: str, average: bool, input: Tensor, conv: tuple[Any, ...], pool: tuple[Any, ...]
+) -> Tensor:
+    """`pool`: its window, dilation and ceil_mode, then how to divide."""
+    operands = _conv_operands(function, input, *conv)
+    geometry = (*pool[:9], average, *pool[9:])
+    if not _is_fused(operands[0], average, pool[:2]):
+        args = (*operands, *geometry, settings.kernels)
+        output = autograd.conv2d_relu_then_pool2d(*args)
+    elif autograd.recorded(*operands[:3]):
+        args = (*operands, *geometry, True, settings.kernels)
+        output = autograd.apply(autograd.Conv2dReluPool2d, *args)[0]
+    else:
+        args = (*operands, *geometry, False, settings.kernels)
+        output = autograd.call("conv2d_relu_pool2d", *args)[0]
+    return output if input.dim() == 4 else _unbatch(output)
+
+
+def conv2d_relu_max_pool2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: str | Size = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+    *,
+    pool_kernel_size: Size,
+    pool_stride: Size | None = None,
+    pool_padding: Size = 0,
+    pool_dilation: Size = 1,
+    ceil_mode: bool = False,
+) -> Tensor:
+    """``max_pool2d(relu(conv2d(...)))`` in one kernel where there is one: on the GPU.
+
+    The convolution's output is never stored; training keeps one byte for each pooled output (four,
+    of windows over 254 elements). Input and weight are kept for a second derivative.
+
+    Args:
+        input: As of :func:`conv2d`, and so to `groups`.
+        weight: The filters.
+        bias: Of each filter, or None.
+        stride: The convolution's.
+        padding: The convolution's.
+        dilation: The convolution's.
+        groups: The convolution's.
+        pool_kernel_size: As of :func:`max_pool2d`, and so are the rest.
+        pool_stride: Distance between windows; `pool_kernel_size` where None.
+        pool_padding: Implicit -inf at either side of the convolution's output.
+        pool_dilation: Distance between the elements of a window.
+        ceil_mode: Also count a last window that is only partly inside.
+
+    Returns:
+        What the three functions return in a row.
+
+    Raises:
+        TypeError, RuntimeError: as they do.
+    """
+    name = "conv2d_relu_max_pool2d"
+    conv = (weight, bias, stride, padding, dilation, groups)
+    if not _is_ours(name, input):
+        window = (pool_kernel_size, pool_stride, pool_padding, pool_dilation, ceil_mode)
+        return F.max_pool2d(F.relu(F.conv2d(input, *conv)), *window)
+    pool = (
+        *_window(name, pool_kernel_size, pool_stride, pool_padding),
+        *_pair(name, "pool_dilation", pool_dilation),
+        _bool(name, "ceil_mode", ceil_mode),
+        True,
+        None,
+    )
+    return _conv2d_relu_pool2d(name, False, input, conv, pool)
+
+
+def conv2d_relu_avg_pool2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: str | Size = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+    *,
+    pool_kernel_size: Size,
+    pool_stride: Size | None = None,
+    pool_padding: Size = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
+    """``avg_pool2d(relu(conv2d(...)))`` in one kernel where there is one: on the GPU.
+
+    As :func:`conv2d_relu_max_pool2d`. Training keeps a bit for each element of a window, in a byte
+    or four; windows of more than 32 elements run one function after the other.
+
+    Args:
+        input: As of :func:`conv2d`, and so to `groups`.
+        weight: The filters.
+        bias: Of each filter, or None.
+        stride: The convolution's.
+        padding: The convolution's.
+        dilation: The convolution's.
+        groups: The convolution's.
+        pool_kernel_size: As of :func:`avg_pool2d`, and so are the rest.
+        pool_stride: Distance between windows; `pool_kernel_size` where None.
+        pool_padding: Implicit zeros at either side of the convolution's output.
+        ceil_mode: Also count a last window that is only partly inside.
+        count_include_pad: Whether padding counts in the divisor.
+        divisor_override: Divide by this instead; not zero.
+
+    Returns:
+        What the three functions return in a row.
+
+    Raises:
+        TypeError, RuntimeError: as they do.
+    """
+    name = "conv2d_relu_avg_pool2d"
+    conv = (weight, bias, stride, padding, dilation, groups)
+    if not _is_ours(name, input):
+        window = (pool_kernel_size, pool_stride, pool_padding, ceil_mode)
+        divisor = (count_include_pad, divisor_override)
+        return F.avg_pool2d(F.relu(F.conv2d(input, *conv)), *window, *divisor)
+    if divisor_override is not None:
+        _check_int(name, "divisor_override", divisor_override)
+    pool = (
+        *_window(name, pool_kernel_size, pool_stride, pool_padding),
+        1,
+        1,
+        _bool(name, "ceil_mode", ceil_mode),
+        _bool(name, "count_include_pad", count_include_pad),
+        divisor_override,
+    )
+    return _conv2d_relu_pool2d(name, True, input, conv, pool)

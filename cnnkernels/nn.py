@@ -38,6 +38,43 @@ class ConvReLU2d(Conv2d):
         return f"{super().extra_repr()}, relu=True"
 
 
+class ConvReLUPool2d(Conv2d):
+    """``pool(relu(conv2d(input)))``, on a GPU in one kernel.
+
+    Takes the arguments of Conv2d and, by keyword, the pool whose settings it takes over. Parameters
+    and ``state_dict`` are Conv2d's.
+
+    Args:
+        pool: a :class:`torch.nn.MaxPool2d` that returns no indices or a
+            :class:`torch.nn.AvgPool2d`, ours or torch's.
+    """
+
+    def __init__(self, *args, pool: nn.MaxPool2d | nn.AvgPool2d, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.take_over(pool)
+
+    def take_over(self, pool: nn.MaxPool2d | nn.AvgPool2d) -> None:
+        """Use that pool's settings."""
+        if isinstance(pool, nn.MaxPool2d):
+            if pool.return_indices:
+                raise ValueError("a pool that returns indices cannot be fused")
+            self.pool, names = "max", {"pool_dilation": "dilation"}
+        else:
+            self.pool, names = "avg", {n: n for n in ("count_include_pad", "divisor_override")}
+        names |= {f"pool_{n}": n for n in ("kernel_size", "stride", "padding")}
+        names["ceil_mode"] = "ceil_mode"
+        self.pool_settings = {name: getattr(pool, attribute) for name, attribute in names.items()}
+
+    def _convolve(self, *args) -> Tensor:
+        name = f"conv2d_relu_{self.pool}_pool2d"
+        return getattr(functional, name)(*args, **self.pool_settings)
+
+    def extra_repr(self) -> str:
+        """What stands between the brackets of ``repr``."""
+        settings = ", ".join(f"{name}={value}" for name, value in self.pool_settings.items())
+        return f"{super().extra_repr()}, relu=True, pool={self.pool}, {settings}"
+
+
 class MaxPool2d(nn.MaxPool2d):
     """2-D max pooling, :class:`torch.nn.MaxPool2d`: same arguments and errors.
 

@@ -23,6 +23,7 @@ std::string algorithms_json(const std::vector<Algorithm>& algorithms) {
 std::string backend_json(Backend backend) {
   return json::object({
       json::member("conv2d", algorithms_json(conv2d_algorithms(backend))),
+      json::member("conv2d_relu_pool2d", algorithms_json(conv2d_pool_algorithms(backend))),
       json::member("pool2d", algorithms_json(pool2d_algorithms(backend))),
       json::member("adaptive_pool2d", algorithms_json(adaptive_pool2d_algorithms(backend))),
   });

@@ -274,18 +274,13 @@ Sizes output_sizes(const Conv2dProblem& problem) {
   return {problem.N, problem.K, problem.P, problem.Q};
 }
 
-Tensor conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
-              int64_t stride_h, int64_t stride_w, int64_t pad_top, int64_t pad_bottom,
-              int64_t pad_left, int64_t pad_right, int64_t dilation_h, int64_t dilation_w,
-              int64_t groups, bool relu, const Kernels& kernels) {
+// The problem of a forward pass, without the output's strides.
+Conv2dProblem forward_problem(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                              const ConvArguments& arguments) {
   check_rank(input, "input");
   check_rank(weight, "weight");
   check_same(input, "Input", weight, "weight");
-  Conv2dProblem problem = conv_problem(sizes_of(input), sizes_of(weight),
-                                       {{stride_h, stride_w},
-                                        {pad_top, pad_bottom, pad_left, pad_right},
-                                        {dilation_h, dilation_w},
-                                        groups});
+  Conv2dProblem problem = conv_problem(sizes_of(input), sizes_of(weight), arguments);
   problem.input = strides_of(input);
   problem.weight = strides_of(weight);
   if (bias) {
@@ -294,84 +289,130 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& b
                     text(weight.sizes()), ", expected bias to be 1-dimensional with ", problem.K,
                     " elements, but got bias of size ", text(bias->sizes()), " instead");
   }
+  return problem;
+}
+
+// Torch's rule; an empty batch is NCHW there too.
+bool gives_channels_last(const Tensor& input, const Tensor& weight) {
+  return input.size(0) > 0 && (is_channels_last(input) || is_channels_last(weight));
+}
+
+Epilogue epilogue_of(Placement& placement, const OptionalTensor& bias, bool relu) {
+  return {placement.in("bias", bias), bias ? bias->stride(0) : 0, relu};
+}
+
+Tensor conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+              int64_t stride_h, int64_t stride_w, int64_t pad_top, int64_t pad_bottom,
+              int64_t pad_left, int64_t pad_right, int64_t dilation_h, int64_t dilation_w,
+              int64_t groups, bool relu, const Kernels& kernels) {
+  Conv2dProblem problem = forward_problem(input, weight, bias,
+                                          {{stride_h, stride_w},
+                                           {pad_top, pad_bottom, pad_left, pad_right},
+                                           {dilation_h, dilation_w},
+                                           groups});
   Placement placement(input, kernels);
   const auto fprop = placement.choose(problem, dtype_of(input), &Conv2dAlgorithm::fprop);
 
-  // Torch's rule; an empty batch is NCHW there too.
-  const bool channels_last = problem.N > 0 && (is_channels_last(input) || is_channels_last(weight));
-  const Tensor output = empty(input, output_sizes(problem), channels_last);
+  const Tensor output = empty(input, output_sizes(problem), gives_channels_last(input, weight));
   problem.output = strides_of(output);
   if (output.numel() == 0) return output;
-  const Epilogue epilogue{placement.in("bias", bias), bias ? bias->stride(0) : 0, relu};
   fprop(problem, dtype_of(input), placement.in("input", input), placement.in("weight", weight),
-        epilogue, placement.out("output", output), placement.stream);
+        epilogue_of(placement, bias, relu), placement.out("output", output), placement.stream);
   return output;
 }
 
-// The sizes that grad_output does not tell are arguments, since a caller need not keep what would
-// not be read: grad_input where the weight is given, grad_weight where the input is, grad_bias
-// where asked for; the others stay undefined (None), and a caller need not keep what they would
-// read.
+Sizes input_sizes(const Conv2dProblem& problem) {
+  return {problem.N, problem.C, problem.H, problem.W};
+}
+
+Sizes weight_sizes(const Conv2dProblem& problem) {
+  return {problem.K, problem.group_channels(), problem.R, problem.S};
+}
+
+// The problem of a backward pass with the strides of what is given, without those of grad_output.
+// Its sizes are arguments, since a caller need not keep what would not be read.
+Conv2dProblem backward_problem(const Tensor& grad_output, const OptionalTensor& input,
+                               const OptionalTensor& weight, int64_t C, int64_t H, int64_t W,
+                               int64_t R, int64_t S, const ConvArguments& arguments) {
+  check_rank(grad_output, "grad_output");
+  STD_TORCH_CHECK(arguments.groups > 0, "non-positive groups is not supported");
+  Conv2dProblem problem = conv_problem(
+      {grad_output.size(0), C, H, W}, {grad_output.size(1), C / arguments.groups, R, S}, arguments);
+  if (weight) {
+    check_operand(*weight, "weight", weight_sizes(problem), grad_output);
+    problem.weight = strides_of(*weight);
+  }
+  if (input) {
+    check_operand(*input, "input", input_sizes(problem), grad_output);
+    problem.input = strides_of(*input);
+  }
+  return problem;
+}
+
+Conv2dProblem& conv_of(Conv2dProblem& problem) { return problem; }
+Conv2dProblem& conv_of(Conv2dPoolProblem& problem) { return problem.conv; }
+
+// grad_input where the weight is given, grad_weight where the input is, grad_bias where asked for;
+// the others stay undefined (None). `kept` is the forward pass's own, for where ReLUs are closed.
+template <class Algorithm, class Problem>
+std::tuple<Tensor, Tensor, Tensor> gradients(const Problem& problem, Placement& placement,
+                                             const Tensor& grad_output, const void* kept,
+                                             const OptionalTensor& input,
+                                             const OptionalTensor& weight, bool channels_last,
+                                             bool need_bias) {
+  const Dtype dtype = dtype_of(grad_output);
+  const void* grad = placement.in("grad_output", grad_output);
+  Tensor grad_input, grad_weight, grad_bias;
+  Problem own = problem;
+  Conv2dProblem& conv = conv_of(own);
+  const Conv2dProblem given = conv;
+  if (weight) {
+    const auto dgrad = placement.choose(problem, dtype, &Algorithm::dgrad);
+    grad_input = empty(grad_output, input_sizes(conv), channels_last);
+    conv.input = strides_of(grad_input);
+    if (grad_input.numel() != 0)
+      dgrad(own, dtype, grad, kept, placement.in("weight", weight),
+            placement.out("grad_input", grad_input), placement.stream);
+  }
+  if (input) {
+    const auto wgrad = placement.choose(problem, dtype, &Algorithm::wgrad);
+    grad_weight = empty(grad_output, weight_sizes(conv), channels_last);
+    conv.input = given.input;
+    conv.weight = strides_of(grad_weight);
+    if (grad_weight.numel() != 0)
+      wgrad(own, dtype, grad, kept, placement.in("input", input),
+            placement.out("grad_weight", grad_weight), placement.stream);
+  }
+  if (need_bias) {
+    const auto bgrad = placement.choose(problem, dtype, &Algorithm::bgrad);
+    const int64_t filters = conv.K;
+    grad_bias = empty(grad_output, {&filters, 1}, false);
+    bgrad(problem, dtype, grad, kept, placement.out("grad_bias", grad_bias), placement.stream);
+  }
+  return {grad_input, grad_weight, grad_bias};
+}
+
 std::tuple<Tensor, Tensor, Tensor> conv2d_backward(
     const Tensor& grad_output, const OptionalTensor& relu_output, const OptionalTensor& input,
     const OptionalTensor& weight, int64_t C, int64_t H, int64_t W, int64_t R, int64_t S,
     bool channels_last, int64_t stride_h, int64_t stride_w, int64_t pad_top, int64_t pad_bottom,
     int64_t pad_left, int64_t pad_right, int64_t dilation_h, int64_t dilation_w, int64_t groups,
     bool need_bias, const Kernels& kernels) {
-  check_rank(grad_output, "grad_output");
-  STD_TORCH_CHECK(groups > 0, "non-positive groups is not supported");
-  const Sizes input_size{grad_output.size(0), C, H, W};
-  const Sizes weight_size{grad_output.size(1), C / groups, R, S};
-  Conv2dProblem problem = conv_problem(input_size, weight_size,
-                                       {{stride_h, stride_w},
-                                        {pad_top, pad_bottom, pad_left, pad_right},
-                                        {dilation_h, dilation_w},
-                                        groups});
+  Conv2dProblem problem = backward_problem(grad_output, input, weight, C, H, W, R, S,
+                                           {{stride_h, stride_w},
+                                            {pad_top, pad_bottom, pad_left, pad_right},
+                                            {dilation_h, dilation_w},
+                                            groups});
   check_operand(grad_output, "grad_output", output_sizes(problem), grad_output);
   problem.output = strides_of(grad_output);
   if (relu_output) {
     check_operand(*relu_output, "output", output_sizes(problem), grad_output);
     problem.relu = strides_of(*relu_output);
   }
-  if (weight) {
-    check_operand(*weight, "weight", weight_size, grad_output);
-    problem.weight = strides_of(*weight);
-  }
-  if (input) {
-    check_operand(*input, "input", input_size, grad_output);
-    problem.input = strides_of(*input);
-  }
-
   Placement placement(grad_output, kernels);
-  const Dtype dtype = dtype_of(grad_output);
-  const void* grad = placement.in("grad_output", grad_output);
-  const void* relu = placement.in("relu_output", relu_output);
-  Tensor grad_input, grad_weight, grad_bias;
-  if (weight) {
-    const auto dgrad = placement.choose(problem, dtype, &Conv2dAlgorithm::dgrad);
-    grad_input = empty(grad_output, input_size, channels_last);
-    Conv2dProblem own = problem;
-    own.input = strides_of(grad_input);
-    if (grad_input.numel() != 0)
-      dgrad(own, dtype, grad, relu, placement.in("weight", weight),
-            placement.out("grad_input", grad_input), placement.stream);
-  }
-  if (input) {
-    const auto wgrad = placement.choose(problem, dtype, &Conv2dAlgorithm::wgrad);
-    grad_weight = empty(grad_output, weight_size, channels_last);
-    Conv2dProblem own = problem;
-    own.weight = strides_of(grad_weight);
-    if (grad_weight.numel() != 0)
-      wgrad(own, dtype, grad, relu, placement.in("input", input),
-            placement.out("grad_weight", grad_weight), placement.stream);
-  }
-  if (need_bias) {
-    const auto bgrad = placement.choose(problem, dtype, &Conv2dAlgorithm::bgrad);
-    const int64_t filters = problem.K;
-    grad_bias = empty(grad_output, {&filters, 1}, false);
-    bgrad(problem, dtype, grad, relu, placement.out("grad_bias", grad_bias), placement.stream);
-  }
-  return {grad_input, grad_weight, grad_bias};
+  return gradients<Conv2dAlgorithm>(problem, placement, grad_output,
+                                    placement.in("relu_output", relu_output), input, weight,
+                                    channels_last, need_bias);
 }
 
 // ---------------------------------------------------------------- pooling
@@ -680,6 +721,93 @@ Tensor avg_pool2d_backward(const Tensor& grad_output, int64_t H, int64_t W, bool
                       channels_last, kernels);
 }
 
+// ---------------------------------------------------------------- convolution, ReLU and pool
+
+// Sizes only.
+Conv2dPoolProblem conv_pool_problem(const Conv2dProblem& conv, const PoolArguments& arguments,
+                                    bool average, bool count_include_pad,
+                                    const std::optional<int64_t>& divisor_override) {
+  const Pool2dProblem pool = problem_of(output_sizes(conv), arguments);
+  return {conv, with_divisor(pool, count_include_pad, divisor_override), average};
+}
+
+int32_t code_dtype(const Conv2dPoolProblem& problem) {
+  return problem.wide_code() ? aoti_torch_dtype_int32() : aoti_torch_dtype_uint8();
+}
+
+// The pooled output and, if it is asked for, what the backward pass needs in place of the
+// convolution's output.
+std::tuple<Tensor, Tensor> conv2d_relu_pool2d(
+    const Tensor& input, const Tensor& weight, const OptionalTensor& bias, int64_t stride_h,
+    int64_t stride_w, int64_t pad_top, int64_t pad_bottom, int64_t pad_left, int64_t pad_right,
+    int64_t dilation_h, int64_t dilation_w, int64_t groups, int64_t kernel_h, int64_t kernel_w,
+    int64_t pool_stride_h, int64_t pool_stride_w, int64_t pool_pad_h, int64_t pool_pad_w,
+    int64_t pool_dilation_h, int64_t pool_dilation_w, bool ceil_mode, bool average,
+    bool count_include_pad, std::optional<int64_t> divisor_override, bool keep_code,
+    const Kernels& kernels) {
+  const Conv2dProblem conv = forward_problem(input, weight, bias,
+                                             {{stride_h, stride_w},
+                                              {pad_top, pad_bottom, pad_left, pad_right},
+                                              {dilation_h, dilation_w},
+                                              groups});
+  Conv2dPoolProblem problem = conv_pool_problem(conv,
+                                                {{kernel_h, kernel_w},
+                                                 {pool_stride_h, pool_stride_w},
+                                                 {pool_pad_h, pool_pad_w},
+                                                 {pool_dilation_h, pool_dilation_w},
+                                                 ceil_mode},
+                                                average, count_include_pad, divisor_override);
+  Placement placement(input, kernels);
+  const auto fprop = placement.choose(problem, dtype_of(input), &Conv2dPoolAlgorithm::fprop);
+
+  const bool channels_last = gives_channels_last(input, weight);
+  const Tensor output = empty(input, output_sizes(problem.pool), channels_last);
+  const Tensor code =
+      keep_code ? empty(input, output_sizes(problem.pool), channels_last, code_dtype(problem))
+                : Tensor();
+  problem.pool.output = problem.pool.argmax = strides_of(output);
+  if (output.numel() == 0) return {output, code};
+  fprop(problem, dtype_of(input), placement.in("input", input), placement.in("weight", weight),
+        epilogue_of(placement, bias, true), placement.out("output", output),
+        keep_code ? placement.out("code", code) : nullptr, placement.stream);
+  return {output, code};
+}
+
+// As conv2d_backward.
+std::tuple<Tensor, Tensor, Tensor> conv2d_relu_pool2d_backward(
+    const Tensor& grad_output, const Tensor& code, const OptionalTensor& input,
+    const OptionalTensor& weight, int64_t C, int64_t H, int64_t W, int64_t R, int64_t S,
+    bool channels_last, int64_t stride_h, int64_t stride_w, int64_t pad_top, int64_t pad_bottom,
+    int64_t pad_left, int64_t pad_right, int64_t dilation_h, int64_t dilation_w, int64_t groups,
+    int64_t kernel_h, int64_t kernel_w, int64_t pool_stride_h, int64_t pool_stride_w,
+    int64_t pool_pad_h, int64_t pool_pad_w, int64_t pool_dilation_h, int64_t pool_dilation_w,
+    bool ceil_mode, bool average, bool count_include_pad, std::optional<int64_t> divisor_override,
+    bool need_bias, const Kernels& kernels) {
+  const Conv2dProblem conv = backward_problem(grad_output, input, weight, C, H, W, R, S,
+                                              {{stride_h, stride_w},
+                                               {pad_top, pad_bottom, pad_left, pad_right},
+                                               {dilation_h, dilation_w},
+                                               groups});
+  Conv2dPoolProblem problem = conv_pool_problem(conv,
+                                                {{kernel_h, kernel_w},
+                                                 {pool_stride_h, pool_stride_w},
+                                                 {pool_pad_h, pool_pad_w},
+                                                 {pool_dilation_h, pool_dilation_w},
+                                                 ceil_mode},
+                                                average, count_include_pad, divisor_override);
+  check_operand(grad_output, "grad_output", output_sizes(problem.pool), grad_output);
+  problem.pool.output = strides_of(grad_output);
+  STD_TORCH_CHECK(
+      code.dim() == 4 && sizes_of(code) == output_sizes(problem.pool) &&
+          code.scalar_type() == (problem.wide_code() ? ScalarType::Int : ScalarType::Byte),
+      "Expected the code that the forward pass made, but got ",
+      torch::headeronly::toString(code.scalar_type()), text(code.sizes()));
+  problem.pool.argmax = strides_of(code);
+  Placement placement(grad_output, kernels);
+  return gradients<Conv2dPoolAlgorithm>(problem, placement, grad_output, placement.in("code", code),
+                                        input, weight, channels_last, need_bias);
+}
+
 // ---------------------------------------------------------------- adaptive pooling
 
 Tensor adaptive_max_pool2d(const Tensor& input, int64_t P, int64_t Q, const Kernels& kernels) {
@@ -725,6 +853,8 @@ template <class Library>
 void register_kernels(Library& m) {
   m.impl("conv2d", TORCH_BOX(&conv2d));
   m.impl("conv2d_backward", TORCH_BOX(&conv2d_backward));
+  m.impl("conv2d_relu_pool2d", TORCH_BOX(&conv2d_relu_pool2d));
+  m.impl("conv2d_relu_pool2d_backward", TORCH_BOX(&conv2d_relu_pool2d_backward));
   m.impl("max_pool2d", TORCH_BOX(&max_pool2d));
   m.impl("max_pool2d_with_argmax", TORCH_BOX(&max_pool2d_with_argmax));
   m.impl("max_pool2d_backward", TORCH_BOX(&max_pool2d_backward));
@@ -765,6 +895,16 @@ STABLE_TORCH_LIBRARY(cnnkernels, m) {
   def("conv2d_backward(Tensor grad_output, Tensor? relu_output, Tensor? input, Tensor? weight, "
       "SymInt C, SymInt H, SymInt W, SymInt R, SymInt S, bool channels_last, " +
       conv + "bool need_bias, str? kernels) -> (Tensor, Tensor, Tensor)");
+
+  const std::string pool =
+      "SymInt kernel_h, SymInt kernel_w, SymInt pool_stride_h, SymInt pool_stride_w, "
+      "SymInt pool_pad_h, SymInt pool_pad_w, SymInt pool_dilation_h, SymInt pool_dilation_w, "
+      "bool ceil_mode, bool average, bool count_include_pad, int? divisor_override, ";
+  def("conv2d_relu_pool2d(Tensor input, Tensor weight, Tensor? bias, " + conv + pool +
+      "bool keep_code, str? kernels) -> (Tensor, Tensor)");
+  def("conv2d_relu_pool2d_backward(Tensor grad_output, Tensor code, Tensor? input, "
+      "Tensor? weight, SymInt C, SymInt H, SymInt W, SymInt R, SymInt S, bool channels_last, " +
+      conv + pool + "bool need_bias, str? kernels) -> (Tensor, Tensor, Tensor)");
 
   const auto def_max_pool = [&](const std::string& name, const std::string& geometry) {
     def(name + "(Tensor input, " + geometry + "str? kernels) -> Tensor");

@@ -165,6 +165,26 @@ struct Pool2dProblem {
   }
 };
 
+// output = pool(relu(conv2d(input))): the convolution's own output, of N x K x P x Q, is the pool's
+// input and is stored nowhere; what stands for its strides in `conv` and `pool` is not read.
+//
+// Training keeps a code for each pooled output. Of a maximum it is the tap of the window that it is
+// at, r * S + s, or kReluClosed where it is not positive, so that no gradient passes; of an average
+// bit r * S + s is set where that tap's ReLU is open.
+struct Conv2dPoolProblem {
+  Conv2dProblem conv;
+  Pool2dProblem pool;
+  bool average;
+
+  // Codes take one byte or four.
+  static constexpr int kMostAverageTaps = 32;
+  constexpr bool wide_code() const {
+    return static_cast<int64_t>(pool.R) * pool.S > (average ? 8 : kMaxByteWindow);
+  }
+};
+
+constexpr unsigned kReluClosed = ~0u;  // in a byte, 255
+
 // Pooling to a given size, P x Q: output[n, c, p, q] = max or average of the input over the rows of
 // adaptive_window(p, H, P) and the columns of adaptive_window(q, W, Q). Windows vary in size; their
 // taps count from the first pixel. The functions are those of Pool2dProblem.

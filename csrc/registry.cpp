@@ -5,6 +5,7 @@ namespace cnnkernels {
 #ifndef CNNKERNELS_WITH_CUDA
 namespace cuda {
 std::vector<Conv2dAlgorithm> conv2d_algorithms() { return {}; }
+std::vector<Conv2dPoolAlgorithm> conv2d_pool_algorithms() { return {}; }
 std::vector<Pool2dAlgorithm> pool2d_algorithms() { return {}; }
 std::vector<AdaptivePool2dAlgorithm> adaptive_pool2d_algorithms() { return {}; }
 }  // namespace cuda
@@ -14,6 +15,14 @@ const std::vector<Conv2dAlgorithm>& conv2d_algorithms(Backend backend) {
   static const std::vector<Conv2dAlgorithm> lists[] = {
       cpu::conv2d_algorithms(), emulated::conv2d_algorithms(), instrumented::conv2d_algorithms(),
       cuda::conv2d_algorithms()};
+  return lists[static_cast<int>(backend)];
+}
+
+const std::vector<Conv2dPoolAlgorithm>& conv2d_pool_algorithms(Backend backend) {
+  static const std::vector<Conv2dPoolAlgorithm> lists[] = {
+      {},  // the CPU runs one op after the other
+      emulated::conv2d_pool_algorithms(), instrumented::conv2d_pool_algorithms(),
+      cuda::conv2d_pool_algorithms()};
   return lists[static_cast<int>(backend)];
 }
 

@@ -52,6 +52,24 @@ struct Conv2dAlgorithm {
   Objection<Conv2dProblem> unsuited = nullptr;
 };
 
+// The same for conv + bias + ReLU + pool in one. `code` is null in an fprop without training; the
+// epilogue's ReLU is on.
+struct Conv2dPoolAlgorithm {
+  const char* name;
+  Objection<Conv2dPoolProblem> unsupported;
+
+  void (*fprop)(const Conv2dPoolProblem&, Dtype, const void* input, const void* weight, Epilogue,
+                void* output, void* code, Stream);
+  void (*dgrad)(const Conv2dPoolProblem&, Dtype, const void* grad_output, const void* code,
+                const void* weight, void* grad_input, Stream);
+  void (*wgrad)(const Conv2dPoolProblem&, Dtype, const void* grad_output, const void* code,
+                const void* input, void* grad_weight, Stream);
+  void (*bgrad)(const Conv2dPoolProblem&, Dtype, const void* grad_output, const void* code,
+                void* grad_bias, Stream);
+
+  Objection<Conv2dPoolProblem> unsuited = nullptr;
+};
+
 // The same for pooling, regular or adaptive.
 template <class Problem>
 struct PoolAlgorithm {
@@ -82,6 +100,7 @@ enum class Backend { cpu, emulated, instrumented, cuda };
 
 // The lists of a backend, in order of preference. CUDA's are empty in a build without nvcc.
 const std::vector<Conv2dAlgorithm>& conv2d_algorithms(Backend);
+const std::vector<Conv2dPoolAlgorithm>& conv2d_pool_algorithms(Backend);
 const std::vector<Pool2dAlgorithm>& pool2d_algorithms(Backend);
 const std::vector<AdaptivePool2dAlgorithm>& adaptive_pool2d_algorithms(Backend);
 
@@ -93,18 +112,21 @@ std::vector<AdaptivePool2dAlgorithm> adaptive_pool2d_algorithms();
 
 namespace emulated {
 std::vector<Conv2dAlgorithm> conv2d_algorithms();
+std::vector<Conv2dPoolAlgorithm> conv2d_pool_algorithms();
 std::vector<Pool2dAlgorithm> pool2d_algorithms();
 std::vector<AdaptivePool2dAlgorithm> adaptive_pool2d_algorithms();
 }  // namespace emulated
 
 namespace instrumented {
 std::vector<Conv2dAlgorithm> conv2d_algorithms();
+std::vector<Conv2dPoolAlgorithm> conv2d_pool_algorithms();
 std::vector<Pool2dAlgorithm> pool2d_algorithms();
 std::vector<AdaptivePool2dAlgorithm> adaptive_pool2d_algorithms();
 }  // namespace instrumented
 
 namespace cuda {
 std::vector<Conv2dAlgorithm> conv2d_algorithms();
+std::vector<Conv2dPoolAlgorithm> conv2d_pool_algorithms();
 std::vector<Pool2dAlgorithm> pool2d_algorithms();
 std::vector<AdaptivePool2dAlgorithm> adaptive_pool2d_algorithms();
 }  // namespace cuda

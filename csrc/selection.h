@@ -18,6 +18,9 @@ namespace cnnkernels {
 inline const auto& algorithms(Backend backend, const Conv2dProblem&) {
   return conv2d_algorithms(backend);
 }
+inline const auto& algorithms(Backend backend, const Conv2dPoolProblem&) {
+  return conv2d_pool_algorithms(backend);
+}
 inline const auto& algorithms(Backend backend, const Pool2dProblem&) {
   return pool2d_algorithms(backend);
 }
@@ -25,8 +28,9 @@ inline const auto& algorithms(Backend backend, const AdaptivePool2dProblem&) {
   return adaptive_pool2d_algorithms(backend);
 }
 
-// The names of the passes that an algorithm has.
-inline std::vector<std::string> passes_of(const Conv2dAlgorithm& algorithm) {
+// The names of the passes that an algorithm has: of a convolution, alone or with a pool.
+template <class Algorithm>
+std::vector<std::string> passes_of(const Algorithm& algorithm) {
   std::vector<std::string> names;
   if (algorithm.fprop != nullptr) names.push_back("fprop");
   if (algorithm.dgrad != nullptr) names.push_back("dgrad");

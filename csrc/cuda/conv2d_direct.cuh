@@ -50,6 +50,11 @@ struct GradOutput {
   }
 };
 
+template <class T>
+GradOutput<T> grad_output_of(const void* grad_output, const void* relu_output) {
+  return {static_cast<const T*>(grad_output), static_cast<const T*>(relu_output)};
+}
+
 // Walks the outputs (n, p, q) from the one numbered `first` on, in steps of `step` outputs,
 // without a division a step.
 struct OutputWalk {
@@ -70,15 +75,10 @@ struct OutputWalk {
   }
 };
 
+// The sum of output (n, k, p, q).
 template <class T>
-__global__ void conv2d_direct_fprop(Conv2dProblem problem, const T* __restrict__ input,
-                                    const T* __restrict__ weight, Epilogue epilogue,
-                                    T* __restrict__ output) {
-  const int64_t outputs = static_cast<int64_t>(problem.N) * problem.K * problem.P * problem.Q;
-  if (global_thread() >= outputs) return;
-  const auto [n, k, p, q] =
-      position_of(global_thread(), problem.K, problem.P, problem.Q, problem.output);
-
+__device__ Accumulator<T> direct_sum(const Conv2dProblem& problem, const T* __restrict__ input,
+                                     const T* __restrict__ weight, int n, int k, int p, int q) {
   const int first_c = k / problem.group_filters() * problem.group_channels();
   const int h0 = p * problem.stride_h - problem.pad_top;
   const int w0 = q * problem.stride_w - problem.pad_left;
@@ -98,12 +98,23 @@ __global__ void conv2d_direct_fprop(Conv2dProblem problem, const T* __restrict__
     }
     if ((c + 1) % kChannelsPerPart == 0) sum += part, part = 0;
   }
-  sum += part;
-  output[problem.output.at(n, k, p, q)] = finish<T>(sum, epilogue, k);
+  return sum + part;
 }
 
 template <class T>
-__global__ void conv2d_direct_dgrad(Conv2dProblem problem, GradOutput<T> grad_output,
+__global__ void conv2d_direct_fprop(Conv2dProblem problem, const T* __restrict__ input,
+                                    const T* __restrict__ weight, Epilogue epilogue,
+                                    T* __restrict__ output) {
+  const int64_t outputs = static_cast<int64_t>(problem.N) * problem.K * problem.P * problem.Q;
+  if (global_thread() >= outputs) return;
+  const auto [n, k, p, q] =
+      position_of(global_thread(), problem.K, problem.P, problem.Q, problem.output);
+  const Accumulator<T> sum = direct_sum(problem, input, weight, n, k, p, q);
+  output[problem.output.at(n, k, p, q)] = finish<T>(sum, epilogue, k);
+}
+
+template <class T, class Gradient>
+__global__ void conv2d_direct_dgrad(Conv2dProblem problem, Gradient grad_output,
                                     const T* __restrict__ weight, T* __restrict__ grad_input) {
   const int64_t inputs = static_cast<int64_t>(problem.N) * problem.C * problem.H * problem.W;
   if (global_thread() >= inputs) return;
@@ -135,10 +146,10 @@ __global__ void conv2d_direct_dgrad(Conv2dProblem problem, GradOutput<T> grad_ou
 }
 
 // kThreads is how many threads share the sum of a weight: a block's, or 1.
-template <class T, int kThreads>
+template <class T, class Gradient, int kThreads>
 __global__ void __launch_bounds__(kThreadsPerBlock)
-    conv2d_direct_wgrad(Conv2dProblem problem, GradOutput<T> grad_output,
-                        const T* __restrict__ input, T* __restrict__ grad_weight) {
+    conv2d_direct_wgrad(Conv2dProblem problem, Gradient grad_output, const T* __restrict__ input,
+                        T* __restrict__ grad_weight) {
   const auto [k, c, r, s] = position_of(global_thread() / kThreads, problem.group_channels(),
                                         problem.R, problem.S, problem.weight);
   if (k >= problem.K) return;
@@ -158,10 +169,9 @@ __global__ void __launch_bounds__(kThreadsPerBlock)
   if (lane == 0) grad_weight[problem.weight.at(k, c, r, s)] = static_cast<T>(sum);
 }
 
-template <class T>
+template <class T, class Gradient>
 __global__ void __launch_bounds__(kThreadsPerSum)
-    conv2d_direct_bgrad(Conv2dProblem problem, GradOutput<T> grad_output,
-                        T* __restrict__ grad_bias) {
+    conv2d_direct_bgrad(Conv2dProblem problem, Gradient grad_output, T* __restrict__ grad_bias) {
   const int k = blockIdx.x;
   Accumulator<T> sum = 0;
   for (OutputWalk at(problem, threadIdx.x, kThreadsPerSum); at.n < problem.N; at.advance(problem))
