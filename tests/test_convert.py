@@ -11,7 +11,14 @@ from torch.nn.utils import parametrizations, prune
 
 import cnnkernels
 from cnnkernels import convert, unconverted
-from cnnkernels.nn import AvgPool2d, Conv2d, ConvReLU2d, MaxPool2d
+from cnnkernels.nn import (
+    AdaptiveAvgPool2d,
+    AvgPool2d,
+    Conv2d,
+    ConvReLU2d,
+    ConvReLUPool2d,
+    MaxPool2d,
+)
 
 REPLACEMENTS = {
     "Conv2d": (lambda: nn.Conv2d(2, 2, 3, padding=1), Conv2d),
@@ -83,6 +90,8 @@ class Residual(nn.Module):
         return self.pool(x)
 
 
+FUSED_POOL = [ConvReLUPool2d, nn.Identity, nn.Identity]
+
 # ---------------------------------------------------------------- swapping
 
 
@@ -117,7 +126,7 @@ def test_custom_model_gives_equal_results(backend):
 
     assert_unchanged_by_convert(model, images().to(backend.device))
 
-    assert types(model.stem) == [ConvReLU2d, nn.Identity, MaxPool2d]
+    assert types(model.stem) == FUSED_POOL
     assert types(model.blocks[0].values()) == [Conv2d, Conv2d]
     assert type(model.pool) is AvgPool2d
     assert model.downsample is None
@@ -170,7 +179,7 @@ def test_training_flags_stay(training):
 
     convert(model)
 
-    assert type(model[0]) is ConvReLU2d
+    assert types(model) == [*FUSED_POOL, Conv2d]
     assert [module.training for module in model] == [training] * 4
 
 
@@ -234,8 +243,7 @@ def test_fuses_conv_and_relu_in_their_positions():
 
     assert_unchanged_by_convert(model)
 
-    fused = [ConvReLU2d, nn.Identity]
-    assert types(model) == [*fused, *fused, MaxPool2d]
+    assert types(model) == [ConvReLU2d, nn.Identity, *FUSED_POOL]
 
 
 def test_fuse_false_only_replaces():
@@ -335,26 +343,30 @@ def test_a_relu_that_holds_state_keeps_it():
     assert types(model) == [Conv2d, nn.ReLU]
 
 
-class ConvReLUPool(nn.Sequential):
-    """Stands for a longer fusion than there is."""
-
-
-@pytest.fixture
-def longer_fusion(monkeypatch):
-    module = importlib.import_module("cnnkernels.convert")
-    monkeypatch.setitem(module._FUSIONS, (Conv2d, nn.ReLU, MaxPool2d), ConvReLUPool)
-
-
-def test_the_longest_fusion_is_taken(longer_fusion):
-    model = nn.Sequential(conv(), nn.ReLU(), nn.MaxPool2d(2), conv(), nn.ReLU(), nn.AvgPool2d(2))
+def test_the_longest_fusion_is_taken():
+    rows = [(conv(), nn.ReLU(), nn.MaxPool2d(3, 2, 1)), (conv(), nn.ReLU(), nn.AvgPool2d(2))]
+    rows += [(conv(), nn.ReLU(), nn.AdaptiveAvgPool2d(3)), (nn.MaxPool2d(2), conv(), nn.ReLU())]
+    model = nn.Sequential(*(module for row in rows for module in row))
 
     assert_unchanged_by_convert(model)
 
-    pooled = [ConvReLUPool, nn.Identity, nn.Identity]
-    assert types(model) == [*pooled, ConvReLU2d, nn.Identity, AvgPool2d]
+    fused = [ConvReLU2d, nn.Identity]
+    assert types(model) == [*FUSED_POOL * 2, *fused, AdaptiveAvgPool2d, MaxPool2d, *fused]
+    assert [model[0].pool, model[3].pool] == ["max", "avg"]
 
 
-def test_a_conv_whose_places_ask_for_different_fusions_is_not_fused(longer_fusion):
+def test_a_pool_that_returns_indices_is_not_fused():
+    model = nn.Sequential(conv(), nn.ReLU(), nn.MaxPool2d(2, return_indices=True))
+    x = images()
+    expected = model(x)
+
+    result = convert(model)(x)
+
+    assert types(model) == [ConvReLU2d, nn.Identity, MaxPool2d]
+    assert all(map(torch.equal, result, expected))
+
+
+def test_a_conv_whose_places_ask_for_different_fusions_is_not_fused():
     shared = conv()
     model = nn.Sequential(shared, nn.ReLU(), shared, nn.ReLU(), nn.MaxPool2d(2))
 
@@ -432,8 +444,7 @@ def test_a_relu_shared_by_convs_loses_only_its_fused_places():
 
     assert_unchanged_by_convert(model)
 
-    fused = [ConvReLU2d, nn.Identity]
-    assert types(model) == [*fused, *fused, AvgPool2d, nn.ReLU, nn.Sequential]
+    assert types(model) == [ConvReLU2d, nn.Identity, *FUSED_POOL, nn.ReLU, nn.Sequential]
     assert model[5] is relu and model[6][0] is relu
 
 

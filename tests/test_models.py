@@ -74,7 +74,7 @@ def test_converts_wholly(name):
 
 
 def test_model_a_fuses():
-    fused = cnnkernels.nn.ConvReLU2d, nn.Identity, cnnkernels.nn.MaxPool2d
+    fused = cnnkernels.nn.ConvReLUPool2d, nn.Identity, nn.Identity
 
     model = cnnkernels.convert(build_model("a"))
 

@@ -76,9 +76,26 @@ class TorchConvReLU2d(nn.Conv2d):
         return torch.relu(super().forward(input))
 
 
+class TorchConvReLUPool2d(TorchConvReLU2d):
+    def __init__(self, *args, pool, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.pool = pool
+
+    def forward(self, input):
+        return self.pool(super().forward(input))
+
+
+CONV_POOLS = {
+    "pairs": ((4, 6, 3), dict(padding=(1, 2), pool=nn.MaxPool2d((3, 2), (2, 3), (1, 0)))),
+    "max": ((4, 6, 3), dict(bias=False, pool=nn.MaxPool2d(2, dilation=2, ceil_mode=True))),
+    "avg": ((4, 6, 3), dict(pool=nn.AvgPool2d(2, 1, 1, count_include_pad=False))),
+    "avg_divisor": ((4, 6, 3), dict(padding_mode="reflect", pool=nn.AvgPool2d(2, None, 0, True))),
+}
+
 PAIRS = {
     "Conv2d": (ours.Conv2d, nn.Conv2d, CONVOLUTIONS),
     "ConvReLU2d": (ours.ConvReLU2d, TorchConvReLU2d, CONVOLUTIONS),
+    "ConvReLUPool2d": (ours.ConvReLUPool2d, TorchConvReLUPool2d, CONV_POOLS),
     "MaxPool2d": (ours.MaxPool2d, nn.MaxPool2d, MAX_POOLS),
     "AvgPool2d": (ours.AvgPool2d, nn.AvgPool2d, AVG_POOLS),
     "AdaptiveMaxPool2d": (ours.AdaptiveMaxPool2d, nn.AdaptiveMaxPool2d, ADAPTIVE_MAX_POOLS),
@@ -200,6 +217,16 @@ def test_repr_names_module_and_arguments():
     assert repr(ours.ConvReLU2d(1, 2, 3)) == (
         "ConvReLU2d(1, 2, kernel_size=(3, 3), stride=(1, 1), relu=True)"
     )
+    assert repr(ours.ConvReLUPool2d(1, 2, 3, pool=nn.AvgPool2d(2))) == (
+        "ConvReLUPool2d(1, 2, kernel_size=(3, 3), stride=(1, 1), relu=True, pool=avg, "
+        "count_include_pad=True, divisor_override=None, pool_kernel_size=2, pool_stride=2, "
+        "pool_padding=0, ceil_mode=False)"
+    )
+
+
+def test_a_fused_pool_cannot_return_indices():
+    with pytest.raises(ValueError, match="indices"):
+        ours.ConvReLUPool2d(1, 2, 3, pool=nn.MaxPool2d(2, return_indices=True))
 
 
 @pytest.mark.parametrize("mine, theirs, args, kwargs", ONE_CASE_EACH)
