@@ -94,7 +94,7 @@ def parity(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Compar
     decisions = [
         name
         for name, module in model.named_modules()
-        if isinstance(module, (nn.ReLU, nn.MaxPool2d))
+        if isinstance(module, (nn.ReLU, nn.MaxPool2d, nn.AvgPool2d))
     ]
     found, passed = [defaultdict(list) for _ in sides], []
     for images, labels in batches:
@@ -197,17 +197,24 @@ class _Pass:
 
 
 def _gates(model: nn.Module, exact: _Trace, *float32: _Trace) -> dict[str, Tensor]:
-    """For each ReLU and max pooling, by name, which of its outputs rounding cannot redirect: bool.
+    """For each ReLU and pooling, by name, which of its outputs rounding cannot redirect: bool.
 
-    The ReLU before a max pooling has none of its own, for one kernel may compute both.
+    The ReLU before a pooling has none of its own, for one kernel may compute both. Then nothing of
+    the ReLU's is seen on that side, and its reach is that of the others.
     """
     gates, relu = {}, None
     for name, (x, output) in exact.items():
         module = model.get_submodule(name)
-        reach = 2 * max((trace[name][1] - output).abs().max().item() for trace in float32)
+        seen = [trace[name][1] for trace in float32 if trace[name][1].shape == output.shape]
+        reach = 2 * max((result - output).abs().max().item() for result in seen)
+        follows_relu = relu is not None and x.data_ptr() == exact[relu][1].data_ptr()
         if isinstance(module, nn.ReLU):
             gates[name], relu = x.abs() > reach, name
-        elif relu is not None and x.data_ptr() == exact[relu][1].data_ptr():
+        elif isinstance(module, nn.AvgPool2d):
+            if follows_relu:
+                near = (~gates.pop(relu)).to(x.dtype)
+                gates[name] = module(near) == 0  # an average of none
+        elif follows_relu:
             del gates[relu]
             lead, best = _leads(module, exact[relu][0])
             gates[name] = (lead > 2 * reach) & (best.abs() > reach)
