@@ -153,6 +153,7 @@ struct Pool2dProblem {
 
  private:
   static constexpr int tap(int distance, int dilation) {
+    if (dilation == 1) return distance;  // without a division
     return distance % dilation == 0 ? distance / dilation : -1;
   }
 

@@ -94,24 +94,21 @@ def test_profile_of_a_convolution_is_what_a_hand_counts() -> None:
 
 
 def test_profile_of_max_pooling_is_what_a_hand_counts() -> None:
-    """2x2 windows of 16x16 pixels: 64 outputs, in 2 warps; rows of 64 bytes, 2 sectors."""
+    """2x2 windows of 16x18 pixels: 72 outputs, in warps of 32, 32 and 8; rows of 72 bytes."""
     with cnnkernels.profile() as p:
-        ours.max_pool2d(torch.randn(1, 1, 16, 16, requires_grad=True), 2)
+        ours.max_pool2d(torch.randn(1, 1, 16, 18, requires_grad=True), 2)
     forward = kernel(p, "max_pool2d_direct_forward<float")
 
-    assert forward.global_load.bytes == 4 * 64 * 4 == 1024
+    assert forward.global_load.bytes == 4 * 72 * 4 == 1152
     # An output, and a byte for the place of its maximum.
-    assert forward.global_store.bytes == 64 * (4 + 1) == 320
-    assert (forward.bytes_read, forward.bytes_written) == (1024, 320)
-    # A warp makes a request for each of the 4 taps. Its 32 outputs are 4 rows of 8; they read every
-    # other pixel of 4 input rows, 2 sectors each.
-    assert forward.global_load.requests == 2 * 4
-    assert forward.global_load.units == 2 * 4 * 8
-    # 128 bytes of outputs and 32 of places: 4 sectors and 1.
-    assert forward.global_store.requests == 2 * 2
-    assert forward.global_store.units == 2 * (4 + 1)
-    assert forward.minimal_bytes == 1344
-    assert forward.sector_bytes == 32 * (64 + 10)
+    assert forward.global_store.bytes == 72 * (4 + 1) == 360
+    assert (forward.bytes_read, forward.bytes_written) == (1152, 360)
+    # A warp makes a request for each of the 4 taps.
+    assert forward.global_load.requests == 3 * 4
+    # Outputs of 128, 128 and 32 bytes, places of 32, 32 and 8: 4 + 4 + 1 and 1 + 1 + 1 sectors.
+    assert forward.global_store.requests == 3 * 2
+    assert forward.global_store.units == 9 + 3
+    assert forward.minimal_bytes == 1512
 
 
 def test_profile_counts_nothing_else() -> None:
@@ -123,7 +120,7 @@ def test_profile_counts_nothing_else() -> None:
         ours.avg_pool2d(input, 2)
     ours.max_pool2d(input, 2)
     assert [(k.kernel, k.launches) for k in p.kernels] == [
-        ("avg_pool2d_direct_forward<float, Pool2dProblem>", 2)
+        ("avg_pool2d_vector_forward<float, AlongColumns, Pool2dProblem>", 2)
     ]
 
 
@@ -135,7 +132,9 @@ def test_profile_prints_a_row_a_kernel() -> None:
     headings, rule, conv, pool = text.splitlines()[:4]
     assert len(headings) == len(rule) == len(conv) == len(pool)
     assert conv.startswith("conv2d_direct_fprop<float> ") and "15.6k" in conv
-    assert pool.startswith("max_pool2d_direct_forward<float, NoArgmax, Pool2dProblem>")
+    assert pool.startswith(
+        "max_pool2d_vector_forward<float, AlongColumns, NoArgmax, Pool2dProblem>"
+    )
     assert "H100" in text
 
 

@@ -17,6 +17,7 @@ import pytest
 import test_adaptive_pool2d
 import test_conv2d
 import test_pool2d
+import test_pool2d_vector
 import test_registry
 import test_semantics
 import torch
@@ -418,6 +419,19 @@ def test_adaptive_avg_pool2d(gpu, problem, channels_last):
     shape, kwargs = ADAPTIVE[problem]
     format = test_pool2d.LAYOUTS["channels_last" if channels_last else "contiguous"]
     check_avg_pool2d(gpu, integers(*shape, dtype=torch.float32), kwargs, False, (format, format))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "case", sorted(test_pool2d_vector.CASES.keys() - {"no_images", "window_255"})
+)
+def test_pools_of_whole_vectors(gpu, case, dtype):
+    shape, kwargs = test_pool2d_vector.CASES[case]
+    input = integers(*shape, dtype=dtype)
+    for layout in map(test_pool2d.LAYOUTS.get, ("contiguous", "channels_last")):
+        check_max_pool2d(gpu, input, kwargs, Argmax.uint8, (layout,) * 3)
+        if "dilat" not in case:
+            check_avg_pool2d(gpu, input, kwargs, False, (layout,) * 2)
 
 
 # ---------------------------------------------------------------- the grid

@@ -7,6 +7,7 @@ import cnnkernels
 
 CONV_PASSES = {"fprop", "dgrad", "wgrad", "bgrad"}
 POOL_PASSES = {"max_forward", "max_backward", "max_gather", "avg_forward", "avg_backward"}
+VECTOR_PASSES = POOL_PASSES - {"max_gather"}
 
 REQUIRED = {
     "cpu": {
@@ -16,8 +17,12 @@ REQUIRED = {
     },
     "emulated": {
         "conv2d": {"direct": CONV_PASSES},
-        "pool2d": {"direct": POOL_PASSES},
-        "adaptive_pool2d": {"block": {"avg_forward"}, "direct": POOL_PASSES},
+        "pool2d": {"vector": VECTOR_PASSES, "direct": POOL_PASSES},
+        "adaptive_pool2d": {
+            "block": {"avg_forward"},
+            "vector": VECTOR_PASSES,
+            "direct": POOL_PASSES,
+        },
     },
 }
 REQUIRED["cuda"] = REQUIRED["emulated"]

@@ -24,18 +24,37 @@ struct Position {
   int n, c, h, w;
 };
 
-// The coordinates of a linear index into a tensor of those strides: neighbouring indices are
-// neighbours in memory, in NCHW (w runs fastest) and in channels_last (c does).
-__device__ inline Position position_of(int64_t index, int C, int H, int W, const Strides& strides) {
-  const bool channels_first = strides.c >= strides.w;
-  const int64_t channel = channels_first ? 0 : index % C;
-  if (!channels_first) index /= C;
-  const int w = index % W;
+// The coordinates of a linear index into a tensor of that memory format. Where 32 bits hold the
+// index, they are enough for its divisions, which take several times as long in 64 bits.
+template <class Index>
+__device__ Position position_nchw_of(Index index, int C, int H, int W) {
+  const int w = static_cast<int>(index % W);
   index /= W;
-  const int h = index % H;
+  const int h = static_cast<int>(index % H);
   index /= H;
-  if (!channels_first) return {static_cast<int>(index), static_cast<int>(channel), h, w};
   return {static_cast<int>(index / C), static_cast<int>(index % C), h, w};
+}
+
+__device__ inline Position position_nchw(int64_t index, int C, int H, int W) {
+  if (index > UINT32_MAX) return position_nchw_of<uint64_t>(index, C, H, W);
+  return position_nchw_of<uint32_t>(static_cast<uint32_t>(index), C, H, W);
+}
+
+__device__ inline Position position_channels_last(int64_t index, int C, int H, int W) {
+  const Position at = position_nchw(index, H, W, C);
+  return {at.n, at.w, at.c, at.h};
+}
+
+// The same for strides: neighbouring indices are neighbours in memory, in NCHW (w runs fastest) and
+// in channels_last (c does).
+__device__ inline Position position_of(int64_t index, int C, int H, int W, const Strides& strides) {
+  return strides.c >= strides.w ? position_nchw(index, C, H, W)
+                                : position_channels_last(index, C, H, W);
+}
+
+// Whether a window has no pixel: dilation can put all of its taps into padding.
+__device__ inline bool is_empty(const Range& rows, const Range& columns) {
+  return rows.begin >= rows.end || columns.begin >= columns.end;
 }
 
 }  // namespace cnnkernels::CNN_TARGET

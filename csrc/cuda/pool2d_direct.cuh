@@ -38,11 +38,6 @@ __device__ Position own_input(const Problem& problem) {
   return position_of(global_thread(), problem.C, problem.H, problem.W, problem.input);
 }
 
-// Whether a window has no pixel: dilation can put all of its taps into padding.
-__device__ inline bool is_empty(const Range& rows, const Range& columns) {
-  return rows.begin >= rows.end || columns.begin >= columns.end;
-}
-
 template <class T, class Place, class Problem>
 __global__ void max_pool2d_direct_forward(Problem problem, const T* __restrict__ input,
                                           T* __restrict__ output, Place argmax) {

@@ -12,7 +12,9 @@ namespace cnnkernels::emulator {
 
 // *address = update(*address), in one step; returns the value before.
 template <class T, class Update>
-[[gnu::no_sanitize_thread]] T update_atomically(T* address, SourceLine line, const Update& update) {
+[[gnu::no_sanitize_thread, gnu::no_sanitize_coverage]] T update_atomically(T* address,
+                                                                           SourceLine line,
+                                                                           const Update& update) {
   touch<sizeof(T)>(address, Access::atomic, line);
   auto* word = reinterpret_cast<Bits<T>*>(address);
   Bits<T> before = __atomic_load_n(word, __ATOMIC_RELAXED);
@@ -104,7 +106,7 @@ inline unsigned atomicDec(unsigned* address, unsigned first, SourceLine line = S
                            [&](unsigned old) { return old == 0 || old > first ? first : old - 1; });
 }
 
-[[gnu::no_sanitize_thread]] inline void __threadfence() {
+[[gnu::no_sanitize_thread, gnu::no_sanitize_coverage]] inline void __threadfence() {
   __atomic_thread_fence(__ATOMIC_SEQ_CST);
   fence();
 }

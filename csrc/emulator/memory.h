@@ -44,10 +44,12 @@ void touch(const void* address, Access kind, SourceLine line) {
 }
 
 // The functions that access memory after touch() has told of it are no_sanitize_thread, so that
-// instrumented code does not report the access once more, in parts. Through void*, the compiler
-// has no alignment to rely on.
+// instrumented code does not report the access once more, in parts; and no_sanitize_coverage, since
+// without thread's calls their code would be taken for the caller's, and the call for the turn of a
+// loop. Through void*, the compiler has no alignment to rely on.
 template <std::size_t kBytes>
-[[gnu::no_sanitize_thread]] inline void copy_unseen(void* to, const void* from) {
+[[gnu::no_sanitize_thread, gnu::no_sanitize_coverage]] inline void copy_unseen(void* to,
+                                                                               const void* from) {
   std::memcpy(to, from, kBytes);
 }
 

@@ -54,7 +54,8 @@ struct LdmatrixPayload {
 };
 
 template <int kMatrices, bool kTransposed>
-[[gnu::no_sanitize_thread]] void distribute_rows(unsigned lanes, void* const* payloads) {
+[[gnu::no_sanitize_thread, gnu::no_sanitize_coverage]] void distribute_rows(unsigned lanes,
+                                                                            void* const* payloads) {
   for (int lane : Lanes{lanes}) {
     for (int matrix = 0; matrix < kMatrices; ++matrix) {
       std::uint16_t elements[2];
@@ -135,7 +136,8 @@ struct MmaPayload {
 };
 
 template <class Format>
-[[gnu::no_sanitize_thread]] void multiply_matrices(unsigned lanes, void* const* payloads) {
+[[gnu::no_sanitize_thread, gnu::no_sanitize_coverage]] void multiply_matrices(
+    unsigned lanes, void* const* payloads) {
   constexpr int kWidth = Format::kWidth, kM = 16, kN = 8, kK = 8 * kWidth;
   double a[kM][kK], b[kK][kN], sum[kM][kN];
   for (int lane : Lanes{lanes}) {

@@ -44,7 +44,8 @@ struct ShufflePayload {
 };
 
 // A lane that reads one outside the mask gets what CUDA calls undefined: here all bits set, NaN.
-[[gnu::no_sanitize_thread]] inline void exchange(unsigned lanes, void* const* payloads) {
+[[gnu::no_sanitize_thread, gnu::no_sanitize_coverage]] inline void exchange(unsigned lanes,
+                                                                            void* const* payloads) {
   for (int lane : Lanes{lanes}) {
     auto& mine = payload_of<ShufflePayload>(lane, payloads);
     mine.result = lanes >> mine.source & 1 ? payload_of<ShufflePayload>(mine.source, payloads).value
@@ -104,7 +105,8 @@ struct VotePayload {
   unsigned ballot;
 };
 
-[[gnu::no_sanitize_thread]] inline void collect_votes(unsigned lanes, void* const* payloads) {
+[[gnu::no_sanitize_thread, gnu::no_sanitize_coverage]] inline void collect_votes(
+    unsigned lanes, void* const* payloads) {
   unsigned ballot = 0;
   for (int lane : Lanes{lanes}) {
     ballot |= unsigned{payload_of<VotePayload>(lane, payloads).predicate} << lane;
@@ -131,7 +133,8 @@ struct MatchPayload {
   unsigned equal;  // the lanes that have the same value
 };
 
-[[gnu::no_sanitize_thread]] inline void find_equal(unsigned lanes, void* const* payloads) {
+[[gnu::no_sanitize_thread, gnu::no_sanitize_coverage]] inline void find_equal(
+    unsigned lanes, void* const* payloads) {
   for (int lane : Lanes{lanes}) {
     auto& mine = payload_of<MatchPayload>(lane, payloads);
     for (int other : Lanes{lanes}) {
@@ -196,7 +199,8 @@ struct ReduceXor {
 };
 
 template <class Reduction, class T>
-[[gnu::no_sanitize_thread]] void reduce_lanes(unsigned lanes, void* const* payloads) {
+[[gnu::no_sanitize_thread, gnu::no_sanitize_coverage]] void reduce_lanes(unsigned lanes,
+                                                                         void* const* payloads) {
   T total = payload_of<T>(*Lanes{lanes}.begin(), payloads);
   for (int lane : Lanes{lanes & (lanes - 1)}) {
     total = Reduction::combine(total, payload_of<T>(lane, payloads));

@@ -221,9 +221,10 @@ void bgrad(const Conv2dRun& run) {
 
 // ---- Pooling ----
 
-struct Pool2dRun {
-  const Pool2dAlgorithm& algorithm;
-  const Pool2dData& data;
+template <class Problem>
+struct PoolRun {
+  const PoolAlgorithm<Problem>& algorithm;
+  const PoolData<Problem>& data;
   Dtype dtype;
   const Layouts& layouts;
   Tally& tally;
@@ -252,8 +253,17 @@ struct Pool2dRun {
     return {element_of(kind), data.output_sizes, result(layouts.output), data.argmax(kind)};
   }
 
+  // Adaptive pools have but one average.
   template <class Body>
   void for_each_average(const Body& body) const {
+    if constexpr (std::is_same_v<Problem, Pool2dProblem>) {
+      for_each_divisor(body);
+    } else if (data.averages_are_exact({})) {
+      body(std::string(), data.problem, data.averages({}));
+    }
+  }
+  template <class Body>
+  void for_each_divisor(const Body& body) const {
     if (data.problem.dilation_h != 1 || data.problem.dilation_w != 1) return;
     for (bool count_include_pad : {false, true}) {
       for (int64_t divisor_override : {0, 3, -2}) {
@@ -270,12 +280,13 @@ struct Pool2dRun {
   }
 };
 
-void max_forward(const Pool2dRun& run) {
+template <class Problem>
+void max_forward(const PoolRun<Problem>& run) {
   const Tensor input = run.input(run.data.input);
   const auto check = [&](const char* variant, Argmax kind) {
     const Tensor output = run.empty_output();
     const Tensor argmax(element_of(kind), run.data.output_sizes, result(run.layouts.output));
-    Pool2dProblem problem = run.data.problem;
+    Problem problem = run.data.problem;
     problem.input = input.strides();
     problem.output = output.strides();
     problem.argmax = argmax.strides();
@@ -293,11 +304,12 @@ void max_forward(const Pool2dRun& run) {
   run.for_each_argmax(check);
 }
 
-void max_backward(const Pool2dRun& run) {
+template <class Problem>
+void max_backward(const PoolRun<Problem>& run) {
   const Tensor grad = run.grad_output(run.data.grad_output);
   run.for_each_argmax([&](const char* variant, Argmax kind) {
     const Tensor argmax = run.argmax(kind), grad_input = run.empty_input();
-    Pool2dProblem problem = run.data.problem;
+    Problem problem = run.data.problem;
     problem.output = grad.strides();
     problem.argmax = argmax.strides();
     problem.input = grad_input.strides();
@@ -310,11 +322,12 @@ void max_backward(const Pool2dRun& run) {
   });
 }
 
-void max_gather(const Pool2dRun& run) {
+template <class Problem>
+void max_gather(const PoolRun<Problem>& run) {
   const Tensor input = run.input(run.data.input);
   run.for_each_argmax([&](const char* variant, Argmax kind) {
     const Tensor argmax = run.argmax(kind), output = run.empty_output();
-    Pool2dProblem problem = run.data.problem;
+    Problem problem = run.data.problem;
     problem.input = input.strides();
     problem.argmax = argmax.strides();
     problem.output = output.strides();
@@ -327,34 +340,34 @@ void max_gather(const Pool2dRun& run) {
   });
 }
 
-void avg_forward(const Pool2dRun& run) {
-  run.for_each_average(
-      [&](const std::string& variant, Pool2dProblem problem, const Pool2dData::Averages& averages) {
-        const Tensor input = run.input(averages.input), output = run.empty_output();
-        problem.input = input.strides();
-        problem.output = output.strides();
-        run.tally.run(variant,
-                      [&] {
-                        run.algorithm.avg_forward(problem, run.dtype, input.data(), output.data(),
-                                                  nullptr);
-                      },
-                      {{&output, &averages.output}});
-      });
+template <class Problem>
+void avg_forward(const PoolRun<Problem>& run) {
+  run.for_each_average([&](const std::string& variant, Problem problem, const auto& averages) {
+    const Tensor input = run.input(averages.input), output = run.empty_output();
+    problem.input = input.strides();
+    problem.output = output.strides();
+    run.tally.run(variant,
+                  [&] {
+                    run.algorithm.avg_forward(problem, run.dtype, input.data(), output.data(),
+                                              nullptr);
+                  },
+                  {{&output, &averages.output}});
+  });
 }
 
-void avg_backward(const Pool2dRun& run) {
-  run.for_each_average(
-      [&](const std::string& variant, Pool2dProblem problem, const Pool2dData::Averages& averages) {
-        const Tensor grad = run.grad_output(averages.grad_output), grad_input = run.empty_input();
-        problem.output = grad.strides();
-        problem.input = grad_input.strides();
-        run.tally.run(variant,
-                      [&] {
-                        run.algorithm.avg_backward(problem, run.dtype, grad.data(),
-                                                   grad_input.data(), nullptr);
-                      },
-                      {{&grad_input, &averages.grad_input}});
-      });
+template <class Problem>
+void avg_backward(const PoolRun<Problem>& run) {
+  run.for_each_average([&](const std::string& variant, Problem problem, const auto& averages) {
+    const Tensor grad = run.grad_output(averages.grad_output), grad_input = run.empty_input();
+    problem.output = grad.strides();
+    problem.input = grad_input.strides();
+    run.tally.run(variant,
+                  [&] {
+                    run.algorithm.avg_backward(problem, run.dtype, grad.data(), grad_input.data(),
+                                               nullptr);
+                  },
+                  {{&grad_input, &averages.grad_input}});
+  });
 }
 
 // ---- All of them ----
@@ -373,13 +386,17 @@ const std::vector<Pass<Conv2dAlgorithm, Conv2dRun>> kConv2dPasses = {
     {"bgrad", [](const Conv2dAlgorithm& a) { return a.bgrad != nullptr; }, bgrad},
 };
 
-const std::vector<Pass<Pool2dAlgorithm, Pool2dRun>> kPool2dPasses = {
-    {"max_forward", [](const Pool2dAlgorithm& a) { return a.max_forward != nullptr; }, max_forward},
-    {"max_backward", [](const Pool2dAlgorithm& a) { return a.max_backward != nullptr; },
+template <class Problem>
+const std::vector<Pass<PoolAlgorithm<Problem>, PoolRun<Problem>>> kPoolPasses = {
+    {"max_forward", [](const PoolAlgorithm<Problem>& a) { return a.max_forward != nullptr; },
+     max_forward},
+    {"max_backward", [](const PoolAlgorithm<Problem>& a) { return a.max_backward != nullptr; },
      max_backward},
-    {"max_gather", [](const Pool2dAlgorithm& a) { return a.max_gather != nullptr; }, max_gather},
-    {"avg_forward", [](const Pool2dAlgorithm& a) { return a.avg_forward != nullptr; }, avg_forward},
-    {"avg_backward", [](const Pool2dAlgorithm& a) { return a.avg_backward != nullptr; },
+    {"max_gather", [](const PoolAlgorithm<Problem>& a) { return a.max_gather != nullptr; },
+     max_gather},
+    {"avg_forward", [](const PoolAlgorithm<Problem>& a) { return a.avg_forward != nullptr; },
+     avg_forward},
+    {"avg_backward", [](const PoolAlgorithm<Problem>& a) { return a.avg_backward != nullptr; },
      avg_backward},
 };
 
@@ -392,8 +409,9 @@ Conv2dProblem laid_out(const Conv2dData& data, const Layouts& layouts) {
   return problem;
 }
 
-Pool2dProblem laid_out(const Pool2dData& data, const Layouts& layouts) {
-  Pool2dProblem problem = data.problem;
+template <class Problem>
+Problem laid_out(const PoolData<Problem>& data, const Layouts& layouts) {
+  Problem problem = data.problem;
   problem.input = strides_of(data.input_sizes, layouts.input);
   problem.output = problem.argmax = strides_of(data.output_sizes, layouts.output);
   return problem;
@@ -446,12 +464,19 @@ int run_grid(bool small, const std::string& wanted) {
   const auto convs = settings_of<Conv2dData>(small ? kSmallConv2dCases : kConv2dCases, small);
   const auto pools = settings_of<Pool2dData>(small ? kSmallPool2dCases : kPool2dCases, small);
   Outcome outcome;
-  const auto check_backend = [&](const std::string& name, const auto& conv2d, const auto& pool2d) {
+  const auto adaptive_pools = settings_of<AdaptivePool2dData>(
+      small ? kSmallAdaptivePool2dCases : kAdaptivePool2dCases, small);
+  const auto check_backend = [&](const std::string& name, const auto& conv2d, const auto& pool2d,
+                                 const auto& adaptive_pool2d) {
     check_algorithms(name + " conv2d", conv2d, kConv2dPasses, convs, wanted, outcome);
-    check_algorithms(name + " pool2d", pool2d, kPool2dPasses, pools, wanted, outcome);
+    check_algorithms(name + " pool2d", pool2d, kPoolPasses<Pool2dProblem>, pools, wanted, outcome);
+    check_algorithms(name + " adaptive_pool2d", adaptive_pool2d, kPoolPasses<AdaptivePool2dProblem>,
+                     adaptive_pools, wanted, outcome);
   };
-  check_backend("cpu", cpu::conv2d_algorithms(), cpu::pool2d_algorithms());
-  check_backend("emulated", emulated::conv2d_algorithms(), emulated::pool2d_algorithms());
+  check_backend("cpu", cpu::conv2d_algorithms(), cpu::pool2d_algorithms(),
+                cpu::adaptive_pool2d_algorithms());
+  check_backend("emulated", emulated::conv2d_algorithms(), emulated::pool2d_algorithms(),
+                emulated::adaptive_pool2d_algorithms());
   if (outcome.lines == 0) std::printf("no kernel is called %s\n", wanted.c_str());
   return outcome.good && outcome.lines > 0 ? 0 : 1;
 }

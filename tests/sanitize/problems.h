@@ -52,6 +52,20 @@ struct Pool2dCase {
   }
 };
 
+struct AdaptivePool2dCase {
+  const char* name;
+  int N, C, H, W, P, Q;
+
+  // All but the strides.
+  AdaptivePool2dProblem problem() const {
+    AdaptivePool2dProblem problem{};
+    problem.N = N, problem.C = C, problem.H = H, problem.W = W;
+    problem.R = longest_adaptive_window(H, P), problem.S = longest_adaptive_window(W, Q);
+    problem.P = P, problem.Q = Q;
+    return problem;
+  }
+};
+
 // clang-format off
 inline const std::vector<Conv2dCase> kConv2dCases = {
     //                        N    C   H   W    K   R   S  stride  padding       dilation groups
@@ -116,6 +130,13 @@ inline const std::vector<Pool2dCase> kPool2dCases = {
     {"dilated_ceil",       2,  3, 16,  14,  2,  3,  2, 2,  0, 0,  3, 3,  true},
     {"only_padding",       2,  3,  2,   5,  2,  2,  1, 1,  1, 1,  3, 3,  false},
     {"only_padding_rows",  2, 19,  3,   3,  2,  3,  1, 1,  1, 1,  4, 2,  false},
+    // In whole vectors of 16 bytes.
+    {"halved_vectors",     2, 16,  7,  16,  2,  2,  2, 2,  0, 0,  1, 1,  false},
+    {"vectors_overlap",    2, 16,  9,   7,  3,  3,  2, 2,  1, 1,  1, 1,  false},
+    {"vectors_of_rows",    1,  3,  9,  24,  3,  2,  1, 2,  1, 0,  1, 1,  false},
+    {"vectors_apart",      1,  8, 10,  13,  4,  4,  4, 4,  2, 2,  1, 1,  true},
+    {"vectors_in_gaps",    1,  8, 11,   9,  2,  2,  3, 4,  0, 0,  1, 1,  false},
+    {"vectors_dilated",    1,  8,  9,   8,  3,  3,  2, 2,  1, 1,  2, 3,  false},
 };
 
 inline const std::vector<Pool2dCase> kSmallPool2dCases = {
@@ -124,6 +145,35 @@ inline const std::vector<Pool2dCase> kSmallPool2dCases = {
     {"overlapping",        1,  9,  7,   9,  3,  3,  2, 2,  1, 1,  1, 1,  true},
     {"dilated",            1,  2, 15,  17,  3,  3,  2, 2,  1, 1,  2, 3,  false},
     {"window_256",         1,  1, 19,  18, 16, 16,  2, 2,  8, 8,  1, 1,  false},
+    {"halved_vectors",     1,  8,  7,  16,  2,  2,  2, 2,  0, 0,  1, 1,  false},
+    {"vectors_overlap",    1,  8,  7,   5,  3,  3,  2, 2,  1, 1,  1, 1,  false},
+};
+
+inline const std::vector<AdaptivePool2dCase> kAdaptivePool2dCases = {
+    //                     N   C   H    W    P   Q
+    {"one",                1,  1,  1,   1,   1,  1},
+    {"same_size",          2,  3,  7,   7,   7,  7},
+    {"global",             3, 18,  7,   7,   1,  1},
+    {"global_row",         2,  3,  1,  77,   1,  1},
+    {"global_column",      2,  3, 77,   1,   1,  1},
+    {"even",               2,  3, 12,   8,   4,  2},
+    {"primes",             2,  5, 13,  11,   5,  7},
+    {"overlap_of_two",     2,  3,  5,   7,   3,  5},
+    {"larger",             2,  3,  3,   4,   7,  9},
+    {"larger_and_smaller", 2,  3,  3,  29,   8,  4},
+    {"many_channels",      1, 70,  9,  10,   4,  3},
+    {"window_33",          1, 35,  3,  22,   1,  2},
+    {"window_1024",        1,  2, 64,  32,   2,  1},
+    {"vectors_halved",     2, 16,  8,  16,   4,  8},
+    {"vectors",            1, 16,  7,  10,   3,  4},
+};
+
+inline const std::vector<AdaptivePool2dCase> kSmallAdaptivePool2dCases = {
+    {"global",             1,  3,  7,   7,   1,  1},
+    {"window_1024",        1,  1, 32,  32,   1,  1},
+    {"primes",             1,  3, 13,  11,   5,  7},
+    {"vectors_halved",     1,  8,  8,  16,   4,  8},
+    {"vectors",            1,  8,  7,  10,   3,  4},
 };
 // clang-format on
 

@@ -1,6 +1,7 @@
 // Convolution and pooling by their definitions, in double, on dense values.
 #pragma once
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -108,9 +109,54 @@ struct Average {
   int64_t divisor_override;
 };
 
-class Pool2dData {
+// Where a tap of a window lies; `inside`: the window has it, and it is a pixel.
+struct WindowTap {
+  int h, w;
+  bool inside;
+};
+
+inline WindowTap tap_of(const Pool2dProblem& problem, int p, int q, int r, int s) {
+  const int h = p * problem.stride_h - problem.pad_h + r * problem.dilation_h;
+  const int w = q * problem.stride_w - problem.pad_w + s * problem.dilation_w;
+  return {h, w, h >= 0 && h < problem.H && w >= 0 && w < problem.W};
+}
+
+inline WindowTap tap_of(const AdaptivePool2dProblem& problem, int p, int q, int r, int s) {
+  const auto begin = [](double i, int size, int count) { return std::floor(i * size / count); };
+  const auto end = [](double i, int size, int count) { return std::ceil((i + 1) * size / count); };
+  const double h = begin(p, problem.H, problem.P) + r, w = begin(q, problem.W, problem.Q) + s;
+  return {static_cast<int>(h), static_cast<int>(w),
+          h < end(p, problem.H, problem.P) && w < end(q, problem.W, problem.Q)};
+}
+
+// How many of `size` positions from `first` on lie in [0, count), or there and in the padding.
+inline int64_t counted(int first, int size, int count, int pad, bool padding_counts) {
+  int64_t found = 0;
+  for (int x = first; x < first + size; ++x)
+    found += padding_counts ? x < count + pad : x >= 0 && x < count;
+  return found;
+}
+
+inline int64_t divisor_of(const Pool2dProblem& problem, const Average& average, int p, int q) {
+  if (average.divisor_override != 0) return average.divisor_override;
+  return counted(p * problem.stride_h - problem.pad_h, problem.R, problem.H, problem.pad_h,
+                 average.count_include_pad) *
+         counted(q * problem.stride_w - problem.pad_w, problem.S, problem.W, problem.pad_w,
+                 average.count_include_pad);
+}
+
+inline int64_t divisor_of(const AdaptivePool2dProblem& problem, const Average&, int p, int q) {
+  int64_t pixels = 0;
+  for (int r = 0; r < problem.R; ++r)
+    for (int s = 0; s < problem.S; ++s) pixels += tap_of(problem, p, q, r, s).inside;
+  return pixels;
+}
+
+template <class Problem>
+class PoolData {
  public:
-  Pool2dData(const Pool2dCase& chosen, bool planes_equal)
+  template <class Case>
+  PoolData(const Case& chosen, bool planes_equal)
       : name(chosen.name),
         problem(chosen.problem()),
         input_sizes{problem.N, problem.C, problem.H, problem.W},
@@ -141,7 +187,7 @@ class Pool2dData {
                        small_integers(output_sizes, 4, planes_equal_, scale),
                        Values(grad_output.size(), 0), Values(input.size(), 0)};
     for_each_tap([&](std::size_t out, std::size_t in, int p, int q, int, int) {
-      const auto size = static_cast<double>(divisor(average, p, q));
+      const auto size = static_cast<double>(divisor_of(problem, average, p, q));
       result.output[out] += result.input[in] / size;
       result.grad_input[in] += result.grad_output[out] / size;
     });
@@ -149,7 +195,7 @@ class Pool2dData {
   }
 
   const char* name;
-  Pool2dProblem problem;
+  Problem problem;
   Sizes input_sizes, output_sizes;
   Values input, grad_output;
   Values maxima, grad_input, gathered;  // gathered: input where the maxima lie
@@ -163,11 +209,10 @@ class Pool2dData {
     for_each_element(output_sizes, [&](int n, int c, int p, int q) {
       ++out;
       for_each_element({1, 1, problem.R, problem.S}, [&](int, int, int r, int s) {
-        const int h = p * problem.stride_h - problem.pad_h + r * problem.dilation_h;
-        const int w = q * problem.stride_w - problem.pad_w + s * problem.dilation_w;
-        if (h < 0 || h >= problem.H || w < 0 || w >= problem.W) return;
-        body(static_cast<std::size_t>(out), static_cast<std::size_t>(in.at(n, c, h, w)), p, q, r,
-             s);
+        const WindowTap tap = tap_of(problem, p, q, r, s);
+        if (!tap.inside) return;
+        body(static_cast<std::size_t>(out), static_cast<std::size_t>(in.at(n, c, tap.h, tap.w)), p,
+             q, r, s);
       });
     });
   }
@@ -205,26 +250,10 @@ class Pool2dData {
     });
   }
 
-  // How many of `size` positions from `first` on lie in [0, count), or there and in the padding.
-  static int64_t counted(int first, int size, int count, int pad, bool padding_counts) {
-    int64_t found = 0;
-    for (int x = first; x < first + size; ++x)
-      found += padding_counts ? x < count + pad : x >= 0 && x < count;
-    return found;
-  }
-
-  int64_t divisor(const Average& average, int p, int q) const {
-    if (average.divisor_override != 0) return average.divisor_override;
-    return counted(p * problem.stride_h - problem.pad_h, problem.R, problem.H, problem.pad_h,
-                   average.count_include_pad) *
-           counted(q * problem.stride_w - problem.pad_w, problem.S, problem.W, problem.pad_w,
-                   average.count_include_pad);
-  }
-
   int64_t common_multiple(const Average& average) const {
     int64_t multiple = 1;
     for_each_tap([&](std::size_t, std::size_t, int p, int q, int, int) {
-      multiple = std::lcm(multiple, divisor(average, p, q));
+      multiple = std::lcm(multiple, divisor_of(problem, average, p, q));
     });
     return multiple;
   }
@@ -232,5 +261,8 @@ class Pool2dData {
   bool planes_equal_;
   Values codes_, indices_;
 };
+
+using Pool2dData = PoolData<Pool2dProblem>;
+using AdaptivePool2dData = PoolData<AdaptivePool2dProblem>;
 
 }  // namespace cnnkernels
