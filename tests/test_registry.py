@@ -15,7 +15,7 @@ REQUIRED = {
         "adaptive_pool2d": {"direct": POOL_PASSES},
     },
     "emulated": {
-        "conv2d": {"direct": CONV_PASSES},
+        "conv2d": {"tiled": CONV_PASSES - {"bgrad"}, "direct": CONV_PASSES},
         "pool2d": {"direct": POOL_PASSES},
         "adaptive_pool2d": {"block": {"avg_forward"}, "direct": POOL_PASSES},
     },

@@ -3,11 +3,6 @@
 namespace cnnkernels::CNN_TARGET {
 namespace {
 
-template <class T>
-GradOutput<T> grad_output_of(const void* grad_output, const void* relu_output) {
-  return {static_cast<const T*>(grad_output), static_cast<const T*>(relu_output)};
-}
-
 void fprop(const Conv2dProblem& problem, Dtype dtype, const void* input, const void* weight,
            Epilogue epilogue, void* output, Stream stream) {
   const int64_t outputs = static_cast<int64_t>(problem.N) * problem.K * problem.P * problem.Q;

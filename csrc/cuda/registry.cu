@@ -6,11 +6,12 @@
 namespace cnnkernels::CNN_TARGET {
 
 Conv2dAlgorithm conv2d_direct();
+Conv2dAlgorithm conv2d_tiled();
 Pool2dAlgorithm pool2d_direct();
 AdaptivePool2dAlgorithm adaptive_pool2d_block();
 AdaptivePool2dAlgorithm adaptive_pool2d_direct();
 
-std::vector<Conv2dAlgorithm> conv2d_algorithms() { return {conv2d_direct()}; }
+std::vector<Conv2dAlgorithm> conv2d_algorithms() { return {conv2d_tiled(), conv2d_direct()}; }
 std::vector<Pool2dAlgorithm> pool2d_algorithms() { return {pool2d_direct()}; }
 std::vector<AdaptivePool2dAlgorithm> adaptive_pool2d_algorithms() {
   return {adaptive_pool2d_block(), adaptive_pool2d_direct()};
