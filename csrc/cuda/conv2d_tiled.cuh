@@ -27,11 +27,12 @@
 //
 // Cost: 2 * N*K*P*Q * C*R*S FLOP a pass. In fprop, a column of 12 pixels and 5 x 8 taps are 12 + 10
 // loads (16 bytes hold 4 taps) for 5 * 64 multiply-adds of a 5x5 filter: 15 a load, where `direct`
-// makes half of one. Global memory sees each pixel (8 + R - 1) / 8 * (32 + S - 1) / 32 times for
-// every 32 filters and each output once: 4 * N*K*P*Q bytes with little beside them, that is, C*R*S
-// / 2 FLOP a byte. An A100's FP32 units do 9.6 FLOP in the time of a byte: one channel of 3x3 or
-// 5x5 is as fast as the outputs can be written, three channels of 3x3 (13.5) and more are bound by
-// FP32 issue. dgrad makes 8 * R multiply-adds of 8 + 2 * R - 1 loads, wgrad of 16 + R - 1.
+// makes half of one. Global memory sees each output once and, for every 32 filters, each pixel
+// (8 + R - 1) / 8 * (32 + S - 1) / 32 times: little beside 4 * N*K*P*Q bytes of outputs, so that
+// there are about C*R*S / 2 FLOP a byte. An A100's FP32 units do 9.6 in the time of a byte: 3x3 of
+// one channel (4.5) is bound by writing the outputs, 5x5 of one (12.5), 3x3 of three (13.5) and
+// all beyond by FP32 issue. dgrad makes 8 * R multiply-adds of 8 + 2 * R - 1 loads from shared
+// memory, wgrad of 16 + R - 1 from the L1 cache, which is what bounds them.
 //
 // What is lost: outputs beyond the last row and column of a tile are computed in vain (28 x 28 of
 // 32 x 32: 23 %), as are filters beyond a multiple of 8. wgrad has K*C to K*C*S blocks, whatever N:
