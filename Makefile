@@ -4,6 +4,7 @@
 #   WHEEL_TORCHES   the versions of torch that wheel-check tries, each with the Python of PYTHON
 #   DEMO_ARGS, TEST_ARGS   arguments for the demo and for pytest
 #   CNNKERNELS_PTXSIM   the folder of the interpreter that `make ptx` runs
+#   CNNKERNELS_SASS_REPORT   the tool that `make sass` runs; SASS_ARGS its arguments
 #   CNNKERNELS_CUDA=auto|on|off, TORCH_CUDA_ARCH_LIST, CUDA_HOME, CXX, MAX_JOBS   the build
 
 PYTHON ?= python3
@@ -16,7 +17,7 @@ PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
 CPP_FILES = $(shell find csrc examples tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test sanitize ptx gpu lint format build wheel wheel-check clean
+.PHONY: help demo test sanitize ptx sass gpu lint format build wheel wheel-check clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile
@@ -33,6 +34,9 @@ sanitize: $(VENV)/dev.stamp ## Run all kernels under ASan and UBSan, and under T
 
 ptx: $(VENV)/dev.stamp ## Run the compiled PTX of the CUDA kernels in an interpreter, if it is there
 	$(RUN) -m pytest tests/test_ptx.py $(TEST_ARGS)
+
+sass: build ## Report the kernels' registers, spills and hot loops, if the tool is there
+	@$(RUN) -m build_support.sass $(SASS_ARGS)
 
 gpu: ## Build, test and measure on this machine's GPU, with the packages that PYTHON has
 	@$(PYTHON) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else \

@@ -105,7 +105,7 @@ def test_exact_on_small_integers(backend, problem, dtype, function):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("problem", ["mnist_second", "strided", "groups", "deep"])
+@pytest.mark.parametrize("problem", ["mnist_first", "mnist_second", "strided", "groups", "deep"])
 def test_16_bit_is_float32_rounded_once(backend, problem, dtype):
     shape, filters, kwargs = PROBLEMS[problem]
     tensors = operands(shape, filters, kwargs, dtype, backend.device)
@@ -228,7 +228,7 @@ def test_nan_and_inf_stay_where_they_belong(backend, value):
     assert torch.equal(result.isnan(), expected.isnan())
 
 
-@pytest.mark.parametrize("problem", ["mnist_second", "strided", "groups", "deep"])
+@pytest.mark.parametrize("problem", ["mnist_first", "mnist_second", "strided", "groups", "deep"])
 def test_same_bits_whatever_the_number_of_threads(backend, problem):
     shape, filters, kwargs = PROBLEMS[problem]
     tensors = operands((7, *shape[1:]), filters, kwargs, torch.float32, backend.device)

@@ -72,24 +72,24 @@ def kernel(profile: Profile, name: str) -> KernelProfile:
 
 
 def test_profile_of_a_convolution_is_what_a_hand_counts() -> None:
-    """3 filters of 2x3x3 on 2x8x8: 108 outputs, in warps of 32, 32, 32 and 12 threads."""
+    """3 filters of 5x3x3 on 5x8x8: 108 outputs, in warps of 32, 32, 32 and 12 threads."""
     with cnnkernels.profile() as p:
-        ours.conv2d(torch.randn(1, 2, 8, 8), torch.randn(3, 2, 3, 3), torch.randn(3))
+        ours.conv2d(torch.randn(1, 5, 8, 8), torch.randn(3, 5, 3, 3), torch.randn(3))
     fprop = kernel(p, "conv2d_direct_fprop<float>")
     assert (fprop.launches, fprop.blocks, fprop.threads, fprop.barriers) == (1, 1, 256, 0)
 
-    # An output reads 18 pixels, 18 weights and a bias, 4 bytes each; it is written once.
-    loads, stores = 18 + 18 + 1, 1
-    assert fprop.global_load.bytes == 4 * 108 * loads == 15_984
+    # An output reads 45 pixels, 45 weights and a bias, 4 bytes each; it is written once.
+    loads, stores = 45 + 45 + 1, 1
+    assert fprop.global_load.bytes == 4 * 108 * loads == 39_312
     assert fprop.global_store.bytes == 4 * 108 * stores == 432
     assert fprop.global_load.requests == 4 * loads
     assert fprop.global_store.requests == 4 * stores
     # The warps' outputs are 128, 128, 128 and 48 bytes in a row: 4 + 4 + 4 + 2 sectors.
     assert fprop.global_store.units == 14
-    # Each of the 128 pixels, 54 weights and 3 biases is needed, once.
-    assert fprop.bytes_read == 4 * (128 + 54 + 3) == 740
+    # Each of the 320 pixels, 135 weights and 3 biases is needed, once.
+    assert fprop.bytes_read == 4 * (320 + 135 + 3) == 1832
     assert fprop.bytes_written == 432
-    assert fprop.fma == 108 * 18
+    assert fprop.fma == 108 * 45
     assert fprop.shared_load.requests == fprop.shared_store.requests == 0
 
 
@@ -126,12 +126,12 @@ def test_profile_counts_nothing_else() -> None:
 
 def test_profile_prints_a_row_a_kernel() -> None:
     with cnnkernels.profile(gpu="H100") as p:
-        ours.conv2d(torch.randn(1, 2, 8, 8), torch.randn(3, 2, 3, 3))
+        ours.conv2d(torch.randn(1, 5, 8, 8), torch.randn(3, 5, 3, 3))
         ours.max_pool2d(torch.randn(1, 1, 16, 16), 2)
     text = str(p)
     headings, rule, conv, pool = text.splitlines()[:4]
     assert len(headings) == len(rule) == len(conv) == len(pool)
-    assert conv.startswith("conv2d_direct_fprop<float> ") and "15.6k" in conv
+    assert conv.startswith("conv2d_direct_fprop<float> ") and "38.9k" in conv
     assert pool.startswith(
         "max_pool2d_vector_forward<float, AlongColumns, NoArgmax, Pool2dProblem>"
     )

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import test_adaptive_pool2d
 import test_conv2d
+import test_conv2d_tiled
 import test_pool2d
 import test_pool2d_vector
 import test_registry
@@ -170,6 +171,12 @@ def check_conv2d_exactly(gpu, shape, filters, kwargs, dtype, relu, layouts=(lamb
 @pytest.mark.parametrize("problem", test_conv2d.PROBLEMS)
 def test_conv2d_is_exact_on_small_integers(gpu, problem, dtype, relu):
     check_conv2d_exactly(gpu, *test_conv2d.PROBLEMS[problem], dtype, relu)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("instance", test_conv2d_tiled.INSTANCES, ids=str)
+def test_tiled_conv2d_is_exact_on_small_integers(gpu, instance, dtype):
+    check_conv2d_exactly(gpu, *test_conv2d_tiled.INSTANCES[instance], dtype, relu=True)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -656,9 +663,8 @@ def test_faults_of_a_convolution(gpu, fails):
     weight = gpu.put(weight, "weight")
 
     def fprop(input, output):
-        return gpu.call(
-            "conv2d_fprop", 0, problem, torch.float32, input, weight, None, 0, False, output
-        )
+        arguments = problem, torch.float32, input, weight, None, 0, False, output
+        return gpu.call("conv2d_fprop", gpu.algorithms("conv2d").index("direct"), *arguments)
 
     output, good = gpu.empty(expected, "output"), gpu.put(input, "input")
     short_input = gpu.put(input.flatten()[:-1], "input")

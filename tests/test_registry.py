@@ -12,11 +12,13 @@ VECTOR_PASSES = POOL_PASSES - {"max_gather"}
 REQUIRED = {
     "cpu": {
         "conv2d": {"implicit_gemm": CONV_PASSES},
+        "conv2d_relu_pool2d": {},
         "pool2d": {"direct": POOL_PASSES},
         "adaptive_pool2d": {"direct": POOL_PASSES},
     },
     "emulated": {
-        "conv2d": {"direct": CONV_PASSES},
+        "conv2d": {"tiled": CONV_PASSES - {"bgrad"}, "direct": CONV_PASSES},
+        "conv2d_relu_pool2d": {"direct": CONV_PASSES},
         "pool2d": {"vector": VECTOR_PASSES, "direct": POOL_PASSES},
         "adaptive_pool2d": {
             "block": {"avg_forward"},

@@ -19,8 +19,7 @@
 // Accumulator type and are added in an order fixed by the problem.
 #pragma once
 
-#include "../problem.h"
-#include "dtype.cuh"
+#include "conv2d.cuh"
 #include "epilogue.cuh"
 #include "index.cuh"
 #include "reduce.cuh"
@@ -31,29 +30,6 @@ constexpr int kThreadsPerSum = 128;
 
 // wgrad: up to this many outputs a thread sums them alone.
 constexpr int64_t kOutputsOfOneThread = 64;
-
-// Sums over many channels are kept in parts of this many, which are then added: rounding errors
-// grow with the length of a chain of additions, and two short chains err less than a long one.
-constexpr int kChannelsPerPart = 16;
-
-// The gradient of the convolution's sum: grad_output itself, or zero where a fused ReLU was
-// closed. NaN counts as open, as in torch.
-template <class T>
-struct GradOutput {
-  const T* grad;
-  const T* relu;  // saved output of conv+ReLU, or null
-
-  __device__ Accumulator<T> at(const Conv2dProblem& problem, int n, int k, int p, int q) const {
-    if (relu != nullptr && static_cast<Accumulator<T>>(relu[problem.relu.at(n, k, p, q)]) <= 0)
-      return 0;
-    return static_cast<Accumulator<T>>(grad[problem.output.at(n, k, p, q)]);
-  }
-};
-
-template <class T>
-GradOutput<T> grad_output_of(const void* grad_output, const void* relu_output) {
-  return {static_cast<const T*>(grad_output), static_cast<const T*>(relu_output)};
-}
 
 // Walks the outputs (n, p, q) from the one numbered `first` on, in steps of `step` outputs,
 // without a division a step.
