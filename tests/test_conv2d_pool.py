@@ -216,6 +216,15 @@ def test_under_transforms_and_forward_mode(backend):
         torch.testing.assert_close(per_sample(mine), per_sample(theirs))
 
 
+@pytest.mark.parametrize("kind", ["max", "avg"])
+def test_nothing_is_out_of_bounds_or_raced_for(kind):
+    problem = ((2, 3, 9, 8), (4, 3, 3), dict(padding=1), dict(kernel_size=3, stride=2, padding=1))
+    tensors = operands(problem, torch.float32, "cpu", torch.randn)
+    with cnnkernels.emulate_cuda(check=True):
+        checked = with_gradients(fused(kind, *problem[2:]), tensors)
+    torch.testing.assert_close(checked, with_gradients(sequence(kind, *problem[2:]), tensors))
+
+
 def test_large_averages_run_one_after_the_other(backend):
     problem = ((1, 2, 9, 9), (2, 1, 1), {}, dict(kernel_size=6))
     tensors = operands(problem, torch.float64, backend.device, torch.randn)

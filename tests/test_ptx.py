@@ -11,11 +11,14 @@ import re
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 import test_adaptive_pool2d
+import test_autograd
 import test_conv2d
+import test_conv2d_pool
 import test_conv2d_tiled
 import test_pool2d
 import test_pool2d_vector
@@ -30,6 +33,7 @@ from ptx.gpu import (
     PROBLEMS,
     AdaptivePool2dProblem,
     Argmax,
+    Conv2dPoolProblem,
     Conv2dProblem,
     Fault,
     Gpu,
@@ -39,13 +43,14 @@ from ptx.gpu import (
 from test_conv2d import grad_of_output, operands, torch_conv2d_relu, with_gradients
 from torch import Tensor
 
+import cnnkernels
 from cnnkernels.functional import _conv_padding, _pair
 
 # Warps in reverse order: a barrier that the threads behind an early exit never come to is told
 # only where these have run first.
 OPTIONS = {"CHECKS": "all,+ginit,+barexit,+shflsync", "STRICT": "1", "SCHED": "rev"}
 
-Problem = Conv2dProblem | Pool2dProblem | AdaptivePool2dProblem
+Problem = Conv2dProblem | Conv2dPoolProblem | Pool2dProblem | AdaptivePool2dProblem
 
 FORMATS = ["contiguous", "channels_last", "sliced"]
 
@@ -441,6 +446,64 @@ def test_pools_of_whole_vectors(gpu, case, dtype):
             check_avg_pool2d(gpu, input, kwargs, False, (layout,) * 2)
 
 
+# ---------------------------------------------------------------- convolution, ReLU and pool
+
+
+def conv2d_pool_problem(kind, input, weight, conv, pool, output, code):
+    convolved = F.conv2d(input, weight, **conv)
+    return Conv2dPoolProblem(
+        conv2d_problem(input, weight, convolved, None, **conv),
+        pool2d_problem(convolved, output, code, **pool),
+        kind == "avg",
+    )
+
+
+def emulated_conv2d_pool(kind, tensors, conv, pool):
+    """Output, code, gradients of input, weight and bias, and the gradient that they are of.
+
+    The emulator's numbers are compared with torch's in test_conv2d_pool.py.
+    """
+    leaves = [t.detach().requires_grad_() for t in tensors]
+    with cnnkernels.emulate_cuda(), test_autograd.Recorder() as recorder:
+        output = test_conv2d_pool.fused(kind, conv, pool)(*leaves)
+        grad_output = integers(*output.shape, dtype=output.dtype)
+        grads = torch.autograd.grad(output, leaves, grad_output)
+    (code,) = (args[1] for op, args in recorder.calls if "pool2d_backward" in op.name())
+    return output.detach(), code, *grads, grad_output
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", test_conv2d_pool.LAYOUTS)
+@pytest.mark.parametrize(
+    ("kind", "case"),
+    [("max", "mnist_first"), ("max", "overlapping"), ("max", "dilated"), ("max", "wide")]
+    + [("avg", "vgg"), ("avg", "padded"), ("avg", "five")],
+)
+def test_conv2d_pool_is_the_emulators(gpu, kind, case, layout, dtype):
+    problems = test_conv2d_pool.PROBLEMS | test_conv2d_pool.MAX_ONLY
+    *_, conv, pool = problems[case]
+    tensors = test_conv2d_pool.operands(problems[case], dtype, "cpu", integers)
+    tensors[:2] = map(test_conv2d_pool.LAYOUTS[layout], tensors[:2])
+    results = emulated_conv2d_pool(kind, tensors, conv, pool)
+    output, code, grad_input, grad_weight, grad_bias, grad_output = results
+
+    input, weight, bias = (gpu.put(t, "operand") for t in tensors)
+    grad, stored_code = gpu.put(grad_output, "grad_output"), gpu.put(code, "code")
+
+    def run(name, arguments, *expected, input=input, weight=weight, output=grad, judge):
+        problem = conv2d_pool_problem(kind, input, weight, conv, pool, output, code)
+        function = f"conv2d_relu_pool2d_{name}"
+        check(gpu, function, problem, input.dtype, arguments, *expected, judge=judge)
+
+    # Averages, which round, are of the same expressions; nvcc contracts some.
+    eps = 2 * torch.finfo(dtype).eps if kind == "avg" else 0
+    judge = partial(torch.testing.assert_close, rtol=eps, atol=8 * eps)
+    run("fprop", [input, weight, bias, bias.stride(0)], output, code, output=output, judge=judge)
+    run("dgrad", [grad, stored_code, weight], grad_input, input=grad_input, judge=judge)
+    run("wgrad", [grad, stored_code, input], grad_weight, weight=grad_weight, judge=judge)
+    run("bgrad", [grad, stored_code], grad_bias, judge=judge)
+
+
 # ---------------------------------------------------------------- the grid
 
 
@@ -450,6 +513,13 @@ def grid(op: str) -> Iterator[Problem]:
         for shape, filters, kwargs in test_conv2d.PROBLEMS.values():
             tensors = operands(shape, filters, kwargs, torch.float32, "meta", torch.empty)
             yield conv2d_problem(*tensors[:2], F.conv2d(*tensors, **kwargs), None, **kwargs)
+    elif op == "conv2d_relu_pool2d":
+        for kind, problem in itertools.product(["max", "avg"], test_conv2d_pool.PROBLEMS.values()):
+            *_, conv, pool = problem
+            tensors = test_conv2d_pool.operands(problem, torch.float32, "cpu", integers)
+            if tensors[0].dim() == 4:
+                output = test_conv2d_pool.sequence(kind, conv, pool)(*tensors)
+                yield conv2d_pool_problem(kind, *tensors[:2], conv, pool, output, output)
     else:
         for shape, kwargs in {"pool2d": test_pool2d.PROBLEMS, "adaptive_pool2d": ADAPTIVE}[
             op

@@ -11,6 +11,11 @@ const std::vector<Conv2dAlgorithm>& convolutions() {
   return algorithms;
 }
 
+const std::vector<Conv2dPoolAlgorithm>& conv_poolings() {
+  static const auto algorithms = cuda::conv2d_pool_algorithms();
+  return algorithms;
+}
+
 const std::vector<Pool2dAlgorithm>& poolings() {
   static const auto algorithms = cuda::pool2d_algorithms();
   return algorithms;
@@ -58,17 +63,22 @@ extern "C" {
 const char* last_message() { return message.c_str(); }
 
 int64_t conv2d_problem_bytes() { return sizeof(Conv2dProblem); }
+int64_t conv2d_relu_pool2d_problem_bytes() { return sizeof(Conv2dPoolProblem); }
 int64_t pool2d_problem_bytes() { return sizeof(Pool2dProblem); }
 int64_t adaptive_pool2d_problem_bytes() { return sizeof(AdaptivePool2dProblem); }
 
 // Null behind the last.
 const char* conv2d_name(int64_t index) { return name(convolutions(), index); }
+const char* conv2d_relu_pool2d_name(int64_t index) { return name(conv_poolings(), index); }
 const char* pool2d_name(int64_t index) { return name(poolings(), index); }
 const char* adaptive_pool2d_name(int64_t index) { return name(adaptive_poolings(), index); }
 
 // Whether the algorithm can run the problem; nothing is run.
 Status conv2d_takes(int64_t index, const Conv2dProblem& problem, Dtype dtype) {
   return takes(convolutions()[index], problem, dtype);
+}
+Status conv2d_relu_pool2d_takes(int64_t index, const Conv2dPoolProblem& problem, Dtype dtype) {
+  return takes(conv_poolings()[index], problem, dtype);
 }
 Status pool2d_takes(bool adaptive, int64_t index, const void* problem, Dtype dtype) {
   return with_pooling(adaptive, index, problem, [&](const auto& algorithm, const auto& own) {
@@ -101,6 +111,33 @@ Status conv2d_bgrad(int64_t index, const Conv2dProblem& problem, Dtype dtype,
                     const void* grad_output, const void* relu_output, void* grad_bias) {
   return run(convolutions()[index], &Conv2dAlgorithm::bgrad, problem, dtype, grad_output,
              relu_output, grad_bias);
+}
+
+Status conv2d_relu_pool2d_fprop(int64_t index, const Conv2dPoolProblem& problem, Dtype dtype,
+                                const void* input, const void* weight, const void* bias,
+                                int64_t bias_stride, void* output, void* code) {
+  return run(conv_poolings()[index], &Conv2dPoolAlgorithm::fprop, problem, dtype, input, weight,
+             Epilogue{bias, bias_stride, true}, output, code);
+}
+
+Status conv2d_relu_pool2d_dgrad(int64_t index, const Conv2dPoolProblem& problem, Dtype dtype,
+                                const void* grad_output, const void* code, const void* weight,
+                                void* grad_input) {
+  return run(conv_poolings()[index], &Conv2dPoolAlgorithm::dgrad, problem, dtype, grad_output, code,
+             weight, grad_input);
+}
+
+Status conv2d_relu_pool2d_wgrad(int64_t index, const Conv2dPoolProblem& problem, Dtype dtype,
+                                const void* grad_output, const void* code, const void* input,
+                                void* grad_weight) {
+  return run(conv_poolings()[index], &Conv2dPoolAlgorithm::wgrad, problem, dtype, grad_output, code,
+             input, grad_weight);
+}
+
+Status conv2d_relu_pool2d_bgrad(int64_t index, const Conv2dPoolProblem& problem, Dtype dtype,
+                                const void* grad_output, const void* code, void* grad_bias) {
+  return run(conv_poolings()[index], &Conv2dPoolAlgorithm::bgrad, problem, dtype, grad_output, code,
+             grad_bias);
 }
 
 Status pool2d_max_forward(bool adaptive, int64_t index, const void* problem, Dtype dtype,

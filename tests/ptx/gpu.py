@@ -46,6 +46,14 @@ class Pool2dProblem(ctypes.Structure):
     ]
 
 
+class Conv2dPoolProblem(ctypes.Structure):
+    _fields_ = [
+        ("conv", Conv2dProblem),
+        ("pool", Pool2dProblem),
+        ("average", ctypes.c_bool),
+    ]
+
+
 class AdaptivePool2dProblem(ctypes.Structure):
     _fields_ = [
         *fields(ctypes.c_int, "N C H W R S P Q"),
@@ -55,6 +63,7 @@ class AdaptivePool2dProblem(ctypes.Structure):
 
 PROBLEMS = {
     "conv2d": Conv2dProblem,
+    "conv2d_relu_pool2d": Conv2dPoolProblem,
     "pool2d": Pool2dProblem,
     "adaptive_pool2d": AdaptivePool2dProblem,
 }
@@ -91,7 +100,8 @@ class Gpu:
 
     def run(self, name: str, number: int, problem: ctypes.Structure, *arguments) -> bool:
         """Calls a function of algorithm `number` among those for such problems."""
-        kind = [] if isinstance(problem, Conv2dProblem) else [type(problem) is not Pool2dProblem]
+        pools = Pool2dProblem, AdaptivePool2dProblem
+        kind = [type(problem) is not Pool2dProblem] if isinstance(problem, pools) else []
         return self.call(name, *kind, number, problem, *arguments)
 
     def call(self, name: str, *arguments) -> bool:
