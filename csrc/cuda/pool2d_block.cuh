@@ -33,9 +33,15 @@ __device__ Accumulator<T> sum_of_window(const AdaptivePool2dProblem& problem,
   const T* window = plane + problem.input.at(0, 0, problem.input_h(p, 0), problem.input_w(q, 0));
   const unsigned width = problem.columns(q).end;
   const auto size = static_cast<unsigned>(problem.divisor(p, q));
+  // Whole rows, as in global pooling, lie at equal distances: a division an element is spared.
+  const bool is_run =
+      static_cast<int>(width) == problem.W && problem.input.h == problem.W * problem.input.w;
   LongSum<Accumulator<T>> sum;
-  for (unsigned i = first; i < size; i += step)
-    sum.add(static_cast<Accumulator<T>>(window[problem.input.at(0, 0, i / width, i % width)]));
+  for (unsigned i = first; i < size; i += step) {
+    const int64_t offset =
+        is_run ? i * problem.input.w : problem.input.at(0, 0, i / width, i % width);
+    sum.add(static_cast<Accumulator<T>>(window[offset]));
+  }
   return sum.value();
 }
 
