@@ -65,7 +65,8 @@ def kernel_names(dtype: torch.dtype, instance: tuple[int, int]) -> set[str]:
     gradients = {
         f"conv2d_tiled_{name}<{T}, GradOutput<{T}>, {size}>" for name in ("dgrad", "wgrad")
     }
-    return {f"conv2d_tiled_fprop<{T}, {size}>", *gradients, f"conv2d_direct_bgrad<{T}>"}
+    bgrad = f"conv2d_direct_bgrad<{T}, GradOutput<{T}> >"
+    return {f"conv2d_tiled_fprop<{T}, {size}>", *gradients, bgrad}
 
 
 def check_exactly(problem, dtype, layout: Callable, instance: tuple[int, int]) -> None:

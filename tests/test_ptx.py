@@ -11,7 +11,6 @@ import re
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -497,7 +496,12 @@ def test_conv2d_pool_is_the_emulators(gpu, kind, case, layout, dtype):
 
     # Averages, which round, are of the same expressions; nvcc contracts some.
     eps = 2 * torch.finfo(dtype).eps if kind == "avg" else 0
-    judge = partial(torch.testing.assert_close, rtol=eps, atol=8 * eps)
+
+    def judge(result, reference, what):
+        torch.testing.assert_close(
+            result, reference, rtol=eps, atol=8 * eps, msg=lambda text: f"{what}: {text}"
+        )
+
     run("fprop", [input, weight, bias, bias.stride(0)], output, code, output=output, judge=judge)
     run("dgrad", [grad, stored_code, weight], grad_input, input=grad_input, judge=judge)
     run("wgrad", [grad, stored_code, input], grad_weight, weight=grad_weight, judge=judge)
