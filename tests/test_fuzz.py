@@ -25,6 +25,8 @@ CLEAN = (TypeError, ValueError, RuntimeError, IndexError)
 FUNCTIONS = [
     "conv2d",
     "conv2d_relu",
+    "conv2d_relu_max_pool2d",
+    "conv2d_relu_avg_pool2d",
     "max_pool2d",
     "avg_pool2d",
     "adaptive_max_pool2d",
@@ -84,16 +86,20 @@ def hostile_call(random_state):
     if name.startswith("conv2d"):
         args.append(hostile_tensor(WEIGHTS, dtype, choose))
         args.append(choose([None, None, hostile_tensor([(2,), (4,), (), (2, 1)], dtype, choose)]))
-        return (
-            name,
-            args,
-            {
-                "stride": mostly(1, SIZES, choose),
-                "padding": mostly(1, [*SIZES, "same", "valid", "SAME"], choose),
-                "dilation": mostly(1, SIZES, choose),
-                "groups": mostly(1, INTEGERS + NOT_INTEGERS, choose),
-            },
-        )
+        kwargs = {
+            "stride": mostly(1, SIZES, choose),
+            "padding": mostly(1, [*SIZES, "same", "valid", "SAME"], choose),
+            "dilation": mostly(1, SIZES, choose),
+            "groups": mostly(1, INTEGERS + NOT_INTEGERS, choose),
+        }
+        if "pool" in name:
+            kwargs |= {
+                "pool_kernel_size": mostly(2, SIZES, choose),
+                "pool_stride": mostly(None, SIZES, choose),
+                "pool_padding": mostly(0, SIZES, choose),
+                "ceil_mode": mostly(False, flags, choose),
+            }
+        return name, args, kwargs
     args.append(mostly(2, SIZES, choose))
     if name.startswith("adaptive"):
         return name, args, {}
@@ -117,9 +123,19 @@ class Torch:
         return F.relu(F.conv2d(*args, **kwargs))
 
 
+def then_pool(pool, *args, **kwargs):
+    window = {
+        key: kwargs.pop(f"pool_{key}" if key != "ceil_mode" else key)
+        for key in ("kernel_size", "stride", "padding", "ceil_mode")
+    }
+    return pool(F.relu(F.conv2d(*args, **kwargs)), **window)
+
+
 for name in FUNCTIONS:
     if hasattr(F, name):
         setattr(Torch, name, staticmethod(getattr(F, name)))
+for name in ("max_pool2d", "avg_pool2d"):
+    setattr(Torch, f"conv2d_relu_{name}", staticmethod(partial(then_pool, getattr(F, name))))
 
 
 def outcome(function, args, kwargs):
