@@ -49,10 +49,10 @@ def torchs_network():
 
 
 def networks(device="cpu"):
-    """Torch's and ours, of the same weights."""
+    """Torch's and ours, of the same weights; unfused, so that every backend runs the same ops."""
     torch.manual_seed(1)
     theirs = torchs_network().to(device)
-    return theirs, cnnkernels.convert(copy.deepcopy(theirs), strict=True)
+    return theirs, cnnkernels.convert(copy.deepcopy(theirs), fuse=False, strict=True)
 
 
 def images(device="cpu", count=4):
