@@ -170,8 +170,13 @@ class Placement {
   }
 
   template <class Problem, class Algorithm, class Pass>
-  Pass choose(const Problem& problem, Dtype dtype, Pass Algorithm::* pass) const {
+  const Algorithm& algorithm(const Problem& problem, Dtype dtype, Pass Algorithm::* pass) const {
     return cnnkernels::choose(backend_, wanted_.algorithm, problem, dtype, pass);
+  }
+
+  template <class Problem, class Algorithm, class Pass>
+  Pass choose(const Problem& problem, Dtype dtype, Pass Algorithm::* pass) const {
+    return algorithm(problem, dtype, pass).*pass;
   }
 
   Stream stream = nullptr;
@@ -375,13 +380,19 @@ std::tuple<Tensor, Tensor, Tensor> gradients(const Problem& problem, Placement& 
             placement.out("grad_input", grad_input), placement.stream);
   }
   if (input) {
-    const auto wgrad = placement.choose(problem, dtype, &Algorithm::wgrad);
+    const Algorithm& algorithm = placement.algorithm(problem, dtype, &Algorithm::wgrad);
     grad_weight = empty(grad_output, weight_sizes(conv), channels_last);
     conv.input = given.input;
     conv.weight = strides_of(grad_weight);
-    if (grad_weight.numel() != 0)
-      wgrad(own, dtype, grad, kept, placement.in("input", input),
-            placement.out("grad_weight", grad_weight), placement.stream);
+    if (grad_weight.numel() != 0) {
+      const int64_t bytes = wgrad_workspace(algorithm, own, dtype);
+      const Tensor workspace =
+          bytes > 0 ? empty(grad_output, {&bytes, 1}, false, aoti_torch_dtype_uint8()) : Tensor();
+      algorithm.wgrad(own, dtype, grad, kept, placement.in("input", input),
+                      placement.out("grad_weight", grad_weight),
+                      bytes > 0 ? placement.out("workspace", workspace) : nullptr,
+                      placement.stream);
+    }
   }
   if (need_bias) {
     const auto bgrad = placement.choose(problem, dtype, &Algorithm::bgrad);

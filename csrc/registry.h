@@ -43,13 +43,16 @@ struct Conv2dAlgorithm {
   void (*dgrad)(const Conv2dProblem&, Dtype, const void* grad_output, const void* relu_output,
                 const void* weight, void* grad_input, Stream);
   void (*wgrad)(const Conv2dProblem&, Dtype, const void* grad_output, const void* relu_output,
-                const void* input, void* grad_weight, Stream);
+                const void* input, void* grad_weight, void* workspace, Stream);
   // grad_bias[k] = sum of grad_output over n, p, q; contiguous.
   void (*bgrad)(const Conv2dProblem&, Dtype, const void* grad_output, const void* relu_output,
                 void* grad_bias, Stream);
 
   // What it can run, but should not where another one can; null where there is no such thing.
   Objection<Conv2dProblem> unsuited = nullptr;
+
+  // The bytes of scratch memory that wgrad works in, 16-byte aligned; null: none.
+  int64_t (*wgrad_workspace)(const Conv2dProblem&, Dtype) = nullptr;
 };
 
 // The same for conv + bias + ReLU + pool in one. `code` is null in an fprop without training; the
@@ -63,11 +66,12 @@ struct Conv2dPoolAlgorithm {
   void (*dgrad)(const Conv2dPoolProblem&, Dtype, const void* grad_output, const void* code,
                 const void* weight, void* grad_input, Stream);
   void (*wgrad)(const Conv2dPoolProblem&, Dtype, const void* grad_output, const void* code,
-                const void* input, void* grad_weight, Stream);
+                const void* input, void* grad_weight, void* workspace, Stream);
   void (*bgrad)(const Conv2dPoolProblem&, Dtype, const void* grad_output, const void* code,
                 void* grad_bias, Stream);
 
   Objection<Conv2dPoolProblem> unsuited = nullptr;
+  int64_t (*wgrad_workspace)(const Conv2dPoolProblem&, Dtype) = nullptr;
 };
 
 // The same for pooling, regular or adaptive.
@@ -103,6 +107,12 @@ const std::vector<Conv2dAlgorithm>& conv2d_algorithms(Backend);
 const std::vector<Conv2dPoolAlgorithm>& conv2d_pool_algorithms(Backend);
 const std::vector<Pool2dAlgorithm>& pool2d_algorithms(Backend);
 const std::vector<AdaptivePool2dAlgorithm>& adaptive_pool2d_algorithms(Backend);
+
+// What a convolution's wgrad works in, alone or with a pool.
+template <class Algorithm, class Problem>
+int64_t wgrad_workspace(const Algorithm& algorithm, const Problem& problem, Dtype dtype) {
+  return algorithm.wgrad_workspace == nullptr ? 0 : algorithm.wgrad_workspace(problem, dtype);
+}
 
 namespace cpu {
 std::vector<Conv2dAlgorithm> conv2d_algorithms();

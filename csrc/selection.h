@@ -109,10 +109,10 @@ std::string answer(const std::vector<Algorithm>& candidates, std::string_view wa
   return json::array(list);
 }
 
-// The given pass of the algorithm that runs the problem; throws std::runtime_error if none can.
+// The algorithm that runs the given pass of the problem; throws std::runtime_error if none can.
 template <class Problem, class Algorithm, class Pass>
-Pass choose(Backend backend, std::string_view wanted, const Problem& problem, Dtype dtype,
-            Pass Algorithm::* pass) {
+const Algorithm& choose(Backend backend, std::string_view wanted, const Problem& problem,
+                        Dtype dtype, Pass Algorithm::* pass) {
   const std::vector<Algorithm>& candidates = algorithms(backend, problem);
   if (inquiry().open) {
     inquiry().answer = answer(candidates, wanted, problem, dtype);
@@ -128,7 +128,7 @@ Pass choose(Backend backend, std::string_view wanted, const Problem& problem, Dt
   if (const char* reason = algorithm->unsupported(problem, dtype))
     throw std::runtime_error("cnnkernels: algorithm '" + std::string(algorithm->name) +
                              "' cannot run this call: " + reason);
-  return algorithm->*pass;
+  return *algorithm;
 }
 
 }  // namespace cnnkernels

@@ -107,7 +107,11 @@ def check(
     op = next(op for op, kind in PROBLEMS.items() if type(problem) is kind)
     for number, algorithm in enumerate(gpu.algorithms(op)):
         results = [gpu.empty(tensor, "result") for tensor in expected]
-        if not gpu.run(function, number, problem, dtype, *arguments, *results):
+        if function.endswith("wgrad"):
+            workspace = [gpu.wgrad_workspace(op, number, problem, dtype)]
+        else:
+            workspace = []
+        if not gpu.run(function, number, problem, dtype, *arguments, *results, *workspace):
             continue
         ran = True
         for result, tensor in zip(results, expected, strict=True):

@@ -611,7 +611,7 @@ void wgrad(const Conv2dProblem& problem, const Source<T>& gradient, const Source
 }
 
 void wgrad(const Conv2dProblem& problem, Dtype dtype, const void* grad_output,
-           const void* relu_output, const void* input, void* grad_weight, Stream) {
+           const void* relu_output, const void* input, void* grad_weight, void*, Stream) {
   if (problem.C == 0) return;
   dispatch(dtype, [&](auto type) {
     using T = decltype(type);

@@ -62,7 +62,7 @@ void dgrad(const Conv2dProblem& problem, Dtype dtype, const void* grad_output,
 }
 
 void wgrad(const Conv2dProblem& problem, Dtype dtype, const void* grad_output,
-           const void* relu_output, const void* input, void* grad_weight, Stream stream) {
+           const void* relu_output, const void* input, void* grad_weight, void*, Stream stream) {
   with_dtype(dtype, [&](auto zero) {
     using T = decltype(zero);
     launch_wgrad<T>(problem, grad_output_of<T>(grad_output, relu_output), input, grad_weight,
@@ -101,7 +101,7 @@ void pool_dgrad(const Conv2dPoolProblem& problem, Dtype dtype, const void* grad_
 }
 
 void pool_wgrad(const Conv2dPoolProblem& problem, Dtype dtype, const void* grad_output,
-                const void* code, const void* input, void* grad_weight, Stream stream) {
+                const void* code, const void* input, void* grad_weight, void*, Stream stream) {
   with_pooled_gradient(problem, dtype, grad_output, code, [&](auto zero, const auto& gradient) {
     launch_wgrad<decltype(zero)>(problem.conv, gradient, input, grad_weight, stream);
   });

@@ -84,7 +84,7 @@ void dgrad(const Conv2dProblem& problem, Dtype dtype, const void* grad_output,
 constexpr int kManyBlocks = 96;
 
 void wgrad(const Conv2dProblem& problem, Dtype dtype, const void* grad_output,
-           const void* relu_output, const void* input, void* grad_weight, Stream stream) {
+           const void* relu_output, const void* input, void* grad_weight, void*, Stream stream) {
   const int pairs = problem.K * problem.C;
   const int columns = pairs >= kManyBlocks ? problem.S : 1;
   with_dtype(dtype, [&](auto zero) {

@@ -100,11 +100,20 @@ Status conv2d_dgrad(int64_t index, const Conv2dProblem& problem, Dtype dtype,
              relu_output, weight, grad_input);
 }
 
+// The bytes that wgrad works in.
+int64_t conv2d_wgrad_workspace(int64_t index, const Conv2dProblem& problem, Dtype dtype) {
+  return wgrad_workspace(convolutions()[index], problem, dtype);
+}
+int64_t conv2d_relu_pool2d_wgrad_workspace(int64_t index, const Conv2dPoolProblem& problem,
+                                           Dtype dtype) {
+  return wgrad_workspace(conv_poolings()[index], problem, dtype);
+}
+
 Status conv2d_wgrad(int64_t index, const Conv2dProblem& problem, Dtype dtype,
                     const void* grad_output, const void* relu_output, const void* input,
-                    void* grad_weight) {
+                    void* grad_weight, void* workspace) {
   return run(convolutions()[index], &Conv2dAlgorithm::wgrad, problem, dtype, grad_output,
-             relu_output, input, grad_weight);
+             relu_output, input, grad_weight, workspace);
 }
 
 Status conv2d_bgrad(int64_t index, const Conv2dProblem& problem, Dtype dtype,
@@ -129,9 +138,9 @@ Status conv2d_relu_pool2d_dgrad(int64_t index, const Conv2dPoolProblem& problem,
 
 Status conv2d_relu_pool2d_wgrad(int64_t index, const Conv2dPoolProblem& problem, Dtype dtype,
                                 const void* grad_output, const void* code, const void* input,
-                                void* grad_weight) {
+                                void* grad_weight, void* workspace) {
   return run(conv_poolings()[index], &Conv2dPoolAlgorithm::wgrad, problem, dtype, grad_output, code,
-             input, grad_weight);
+             input, grad_weight, workspace);
 }
 
 Status conv2d_relu_pool2d_bgrad(int64_t index, const Conv2dPoolProblem& problem, Dtype dtype,

@@ -86,6 +86,8 @@ class Gpu:
         self._library.ptxsim_malloc.restype = ctypes.c_void_p
         for name in ("last_message", *(f"{op}_name" for op in PROBLEMS)):
             self._function(name).restype = ctypes.c_char_p
+        for op in ("conv2d", "conv2d_relu_pool2d"):
+            self._function(f"{op}_wgrad_workspace").restype = ctypes.c_int64
         for op, problem in PROBLEMS.items():
             assert self._function(f"{op}_problem_bytes")() == ctypes.sizeof(problem)
 
@@ -125,6 +127,12 @@ class Gpu:
         self._addresses.append(address)
         memory = torch.frombuffer((ctypes.c_char * size).from_address(address), dtype=like.dtype)
         return memory.as_strided(like.shape, like.stride())
+
+    def wgrad_workspace(self, op: str, number: int, problem, dtype: torch.dtype) -> Tensor:
+        """The scratch memory of algorithm `number`."""
+        arguments = map(_as_c, (number, problem, dtype))
+        size = self._function(f"{op}_wgrad_workspace")(*arguments)
+        return self.empty(torch.empty(size, dtype=torch.uint8), "workspace")
 
     def put(self, tensor: Tensor, name: str) -> Tensor:
         """A copy, with the same strides; what lies between its elements stays unset."""

@@ -199,10 +199,11 @@ void wgrad(const Conv2dRun& run) {
     const Tensor grad_weight = run.empty(data.weight_sizes, run.layouts.weight);
     problem.input = input.strides();
     problem.weight = grad_weight.strides();
+    std::vector<char> workspace(wgrad_workspace(run.algorithm, problem, run.dtype));
     run.tally.run(variant,
                   [&] {
                     run.algorithm.wgrad(problem, run.dtype, grad, relu, input.data(),
-                                        grad_weight.data(), nullptr);
+                                        grad_weight.data(), workspace.data(), nullptr);
                   },
                   {{&grad_weight, &expected.weight}});
   });
