@@ -24,12 +24,19 @@ CPP_NAMES = {
 # filters, arguments. Outputs end within a tile of 8 x 32, filters within a group of 8.
 INSTANCES = {
     (3, 1): ((1, 3, 9, 34), (9, 3, 3), dict(padding=1)),
-    (3, 2): ((1, 2, 19, 67), (5, 3, 4), dict(stride=2, padding=(0, 2))),
+    (3, 2): ((1, 2, 19, 67), (5, 3, 3), dict(stride=2, padding=(0, 2))),
     (5, 1): ((2, 1, 10, 34), (17, 5, 5), dict(padding=2)),
-    (5, 2): ((1, 4, 20, 11), (3, 5, 2), dict(stride=2, padding=(4, 0))),
+    (5, 2): ((1, 4, 20, 11), (3, 5, 5), dict(stride=2, padding=(4, 0))),
     (7, 1): ((1, 1, 13, 9), (8, 7, 7), dict(padding=(6, 3))),
     (7, 2): ((1, 3, 22, 70), (10, 7, 7), dict(stride=2, padding=3)),
     (0, 0): ((1, 4, 11, 37), (25, 2, 6), dict(stride=(2, 1), padding=(1, 3))),
+}
+
+# Instances are of a filter's rows, those of wgrad of its columns too.
+OBLONG = {
+    (3, 2): ((1, 2, 19, 67), (5, 3, 4), dict(stride=2, padding=(0, 2))),
+    (5, 2): ((1, 4, 20, 11), (3, 5, 2), dict(stride=2, padding=(4, 0))),
+    (7, 1): ((3, 1, 9, 70), (17, 7, 3), {}),
 }
 
 # More for the instance of any size.
@@ -59,14 +66,14 @@ def kernel(profile: Profile, name: str) -> KernelProfile:
     return found
 
 
-def kernel_names(dtype: torch.dtype, instance: tuple[int, int]) -> set[str]:
+def kernel_names(dtype: torch.dtype, instance: tuple[int, int], oblong: bool) -> set[str]:
     """Of the passes, and of the one that is left to `direct`."""
     T, size = CPP_NAMES[dtype], "{}, {}".format(*instance)
-    gradients = {
-        f"conv2d_tiled_{name}<{T}, GradOutput<{T}>, {size}>" for name in ("dgrad", "wgrad")
-    }
+    sizes = {"dgrad": size, "wgrad": "0, 0" if oblong else size}
+    gradients = {f"conv2d_tiled_{name}<{T}, GradOutput<{T}>, {sizes[name]}>" for name in sizes}
     bgrad = f"conv2d_direct_bgrad<{T}, GradOutput<{T}> >"
-    return {f"conv2d_tiled_fprop<{T}, {size}>", *gradients, bgrad}
+    fprop = f"conv2d_tiled_fprop<{T}, StoredOutput<{T}>, {size}>"
+    return {fprop, *gradients, f"conv2d_add_chunks<{T}>", bgrad}
 
 
 def check_exactly(problem, dtype, layout: Callable, instance: tuple[int, int]) -> None:
@@ -77,7 +84,9 @@ def check_exactly(problem, dtype, layout: Callable, instance: tuple[int, int]) -
     expected = with_gradients(F.conv2d, [t.double() for t in tensors], grad_output.double(), kwargs)
     tensors = [*map(layout, tensors[:2]), tensors[2]]
     results, profile = profile_all_passes(tensors, layout(grad_output), kwargs)
-    assert {kernel.kernel for kernel in profile.kernels} == kernel_names(dtype, instance)
+    assert {kernel.kernel for kernel in profile.kernels} == kernel_names(
+        dtype, instance, oblong=filters[1] != filters[2]
+    )
     for name, result, reference in zip(NAMES, results, expected, strict=True):
         assert torch.equal(result, reference.to(dtype)), name
 
@@ -90,6 +99,11 @@ def test_every_instance_runs_and_is_exact(instance, dtype, layout):
     check_exactly(INSTANCES[instance], dtype, LAYOUTS[layout], instance)
 
 
+@pytest.mark.parametrize("instance", OBLONG, ids=str)
+def test_oblong_filters_are_exact(instance):
+    check_exactly(OBLONG[instance], torch.float32, LAYOUTS["contiguous"], instance)
+
+
 @pytest.mark.parametrize("problem", ANY_SIZE)
 def test_any_size_is_exact(problem):
     check_exactly(ANY_SIZE[problem], torch.float32, LAYOUTS["contiguous"], (0, 0))
@@ -98,9 +112,9 @@ def test_any_size_is_exact(problem):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("size", [(7, 7), (3, 5), (2, 6)], ids=str)
 def test_wgrad_of_many_filters_is_exact(size, dtype):
-    """From 96 pairs of filter and channel on, a block has all columns of taps."""
+    """More than the warps of a block have, and several chunks of outputs."""
     kwargs = dict(padding=2)
-    tensors = operands((3, 4, 18, 9), (24, *size), kwargs, dtype, "cpu", integers)
+    tensors = operands((3, 4, 18, 9), (37, *size), kwargs, dtype, "cpu", integers)
     grad_output = grad_of_output(F.conv2d, tensors, kwargs, integers)
     with cnnkernels.emulate_cuda():
         results = with_gradients(ours.conv2d, tensors, grad_output, kwargs)
@@ -212,7 +226,7 @@ def test_a_tile_of_fprop_asks_for_what_a_hand_counts():
     def count(W: int) -> KernelProfile:
         with cnnkernels.profile() as profile:
             ours.conv2d(torch.randn(1, 1, 8, W), torch.randn(8, 1, 3, 3), padding=1)
-        return kernel(profile, "conv2d_tiled_fprop<float, 3, 1>")
+        return kernel(profile, "conv2d_tiled_fprop<float, StoredOutput<float>, 3, 1>")
 
     def asked_for(counts: Callable[[KernelProfile], int]) -> int:
         return counts(three) - counts(two)  # by the tile in the middle

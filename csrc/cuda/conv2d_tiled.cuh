@@ -17,12 +17,11 @@
 //   dgrad  the same with pixels and outputs exchanged: a warp per channel and 8 x 32 pixels (8 x 64
 //          where the stride is 2), 4 warps below each other. Of each filter's gradient a tile with
 //          its halo is staged.
-//   wgrad  a warp per column of taps (k, c, *, s). Its lanes walk the columns of the output, 8 rows
-//          at a time: 8 gradients and 8 + R - 1 pixels in registers make 8 * R multiply-adds. The
-//          warps of a block are the S columns of a filter, which read the same gradients and nearly
-//          the same pixels at the same time (the L1 cache is their tile), times a few slots that
-//          share the rows. The slots' sums are added in order, then the lanes' by shuffles: chunks
-//          and order are the problem's, so the bits are the same every run.
+//   wgrad  a block per chunk of a few such tiles of outputs, whose warps have some filters each. A
+//          lane keeps the gradients of its column in registers and all taps' sums of its filters
+//          (2 x 7x7, 4 x 5x5 or 8 x 3x3); down the column, R x S pixels slide through registers. At
+//          the end of a chunk lanes add up, and a second kernel adds the chunks: both in an order
+//          fixed by the problem, so that the bits are the same every run.
 //   bgrad  is left to `direct`.
 //
 // Cost: 2 * N*K*P*Q * C*R*S FLOP a pass. In fprop, a column of 12 pixels and 5 x 8 taps are 12 + 10
@@ -32,12 +31,15 @@
 // there are about C*R*S / 2 FLOP a byte. An A100's FP32 units do 9.6 in the time of a byte: 3x3 of
 // one channel (4.5) is bound by writing the outputs, 5x5 of one (12.5), 3x3 of three (13.5) and
 // all beyond by FP32 issue. dgrad makes 8 * R multiply-adds of 8 + 2 * R - 1 loads from shared
-// memory, wgrad of 16 + R - 1 from the L1 cache, which is what bounds them.
+// memory, which is what bounds it. wgrad loads S pixels from shared memory and a gradient of each
+// of its filters from global memory for 100 multiply-adds of 5x5; it reads all gradients C times.
 //
 // What is lost: outputs beyond the last row and column of a tile are computed in vain (28 x 28 of
-// 32 x 32: 23 %), as are filters beyond a multiple of 8. wgrad has K*C to K*C*S blocks, whatever N:
-// fewer than the GPU has room for where filters are few.
+// 32 x 32: 23 %), as are filters beyond a multiple of 8.
 #pragma once
+
+#include <climits>
+#include <type_traits>
 
 #include "conv2d.cuh"
 #include "epilogue.cuh"
@@ -98,22 +100,23 @@ struct TilePosition {
   }
 };
 
-// Sets a tile to value(row, column), a warp a row. Lane 0 begins at `first`, from where on memory
-// is likely to be aligned; the columns before it come last. Values are stored a few at a time, so
-// that the loads do not wait for each other.
-template <class A, class Value>
+// Sets a tile to values_of(column)(row), a warp a row. Lane 0 begins at `first`, from where on
+// memory is likely to be aligned; the columns before it come last. Values are stored a few at a
+// time, so that the loads do not wait for each other.
+template <class A, class Values>
 __device__ void fill_tile(A* tile, int pitch, int rows, int columns, int stride, int first,
-                          const Value& value) {
+                          const Values& values_of) {
   constexpr int kBatch = 4;
   const int step = blockDim.y;
   for (int i = threadIdx.x; i < columns; i += kWarpSize) {
     const int column = i + first < columns ? i + first : i + first - columns;
     A* place = tile + place_of_column(column, stride);
+    const auto value = values_of(column);
     for (int row = threadIdx.y; row < rows; row += kBatch * step) {
       A values[kBatch];
 #pragma unroll
       for (int j = 0; j < kBatch; ++j)
-        values[j] = row + j * step < rows ? value(row + j * step, column) : A(0);
+        values[j] = row + j * step < rows ? value(row + j * step) : A(0);
 #pragma unroll
       for (int j = 0; j < kBatch; ++j)
         if (row + j * step < rows) place[(row + j * step) * pitch] = values[j];
@@ -166,10 +169,14 @@ __device__ void load_pixels(const Conv2dProblem& problem, const Size& size,
   const int columns = (kWarpSize - 1) * size.stride_w + problem.S;
   const T* plane = input + problem.input.at(outputs.n, c, 0, 0);
   const int first = problem.pad_left < columns ? problem.pad_left : 0;
-  fill_tile(pixels, Size::kTilePitch, rows, columns, size.stride_w, first, [&](int i, int j) {
-    const int h = h0 + i, w = w0 + j;
-    const bool is_pixel = inside(h, problem.H) && inside(w, problem.W);
-    return is_pixel ? static_cast<A>(plane[problem.input.at(0, 0, h, w)]) : A(0);
+  fill_tile(pixels, Size::kTilePitch, rows, columns, size.stride_w, first, [&](int j) {
+    const int w = w0 + j;
+    const T* column = plane + problem.input.at(0, 0, h0, w);
+    const bool in_image = inside(w, problem.W);
+    return [&problem, column, h0, in_image](int i) {
+      const bool is_pixel = in_image && inside(h0 + i, problem.H);
+      return is_pixel ? static_cast<A>(column[i * problem.input.h]) : A(0);
+    };
   });
 }
 
@@ -223,43 +230,53 @@ __device__ void add_channel(const Conv2dProblem& problem, const Size& size, cons
   }
 }
 
-// The thread's block of results: filters from first_k on, at the rows of `at` and this lane's
-// column.
-template <class T, class A>
-__device__ void store_block(const Conv2dProblem& problem, const Epilogue& epilogue,
-                            const TilePosition& at, int first_k, const ThreadSums<A>& sums,
-                            T* __restrict__ output) {
-  const int q = at.column + threadIdx.x;
-  if (q >= problem.Q) return;
-  T* filter = output + problem.output.at(at.n, first_k, at.row, q);
-#pragma unroll
-  for (int k = 0; k < kThreadFilters<A>; ++k, filter += problem.output.c) {
-    if (first_k + k >= problem.K) return;
-    T results[kThreadRows];  // all of them before any is stored: the bias is then loaded once
-#pragma unroll
-    for (int row = 0; row < kThreadRows; ++row)
-      results[row] = finish<T>(sums[k][row], epilogue, first_k + k);
-    T* place = filter;
-#pragma unroll
-    for (int row = 0; row < kThreadRows; ++row, place += problem.output.h)
-      if (at.row + row < problem.P) *place = results[row];
+// Where fprop's tiles lie and what becomes of their sums. This one covers the outputs with tiles
+// and stores each; conv2d_pool_tiled.cuh has one that pools.
+template <class T>
+struct StoredOutput {
+  T* output;
+
+  __device__ TilePosition position(const Conv2dProblem& problem, int tile) const {
+    return TilePosition(tile, problem.P, problem.Q, kThreadRows, kWarpSize);
   }
-}
+
+  // Takes the thread's sums: filters from first_k on, at this lane's column of the tile.
+  template <class A>
+  __device__ void take(const Conv2dProblem& problem, const Epilogue& epilogue, int tile,
+                       int first_k, const ThreadSums<A>& sums) const {
+    const TilePosition at = position(problem, tile);
+    const int q = at.column + threadIdx.x;
+    if (q >= problem.Q) return;
+    T* filter = output + problem.output.at(at.n, first_k, at.row, q);
+#pragma unroll
+    for (int k = 0; k < kThreadFilters<A>; ++k, filter += problem.output.c) {
+      if (first_k + k >= problem.K) return;
+      T results[kThreadRows];  // all of them before any is stored: the bias is then loaded once
+#pragma unroll
+      for (int row = 0; row < kThreadRows; ++row)
+        results[row] = finish<T>(sums[k][row], epilogue, first_k + k);
+      T* place = filter;
+#pragma unroll
+      for (int row = 0; row < kThreadRows; ++row, place += problem.output.h)
+        if (at.row + row < problem.P) *place = results[row];
+    }
+  }
+};
 
 // Blocks of an SM, at least: a thread can have 128 registers, or 168 in float64.
 template <class A>
 constexpr int kFpropBlocks = sizeof(A) > sizeof(float) ? 3 : 4;
 
-template <class T, int kR, int kStride>
+template <class T, class Output, int kR, int kStride>
 __global__ void __launch_bounds__(kWarpSize* kTileWarps, kFpropBlocks<Accumulator<T>>)
     conv2d_tiled_fprop(Conv2dProblem problem, const T* __restrict__ input,
-                       const T* __restrict__ weight, Epilogue epilogue, T* __restrict__ output) {
+                       const T* __restrict__ weight, Epilogue epilogue, Output output) {
   using A = Accumulator<T>;
   using Size = TiledSize<kR, kStride>;
   SHARED_ARRAY(A, pixels, [Size::kTileRows * Size::kTilePitch]);
   SHARED_ARRAY(A, filters, [Size::kMostRows * kMostTaps * kFilterPitch<A>]);
   const Size size(problem);
-  const TilePosition outputs(blockIdx.x, problem.P, problem.Q, kThreadRows, kWarpSize);
+  const TilePosition outputs = output.position(problem, blockIdx.x);
   const int first_k = blockIdx.y * blockDim.y * kThreadFilters<A>;
 
   ThreadSums<A> sums = {};
@@ -270,7 +287,7 @@ __global__ void __launch_bounds__(kWarpSize* kTileWarps, kFpropBlocks<Accumulato
     add_channel<kR>(problem, size, pixels, filters, sums);
     __syncthreads();  // all have read before the next channel is written
   }
-  store_block(problem, epilogue, outputs, first_k + threadIdx.y * kThreadFilters<A>, sums, output);
+  output.take(problem, epilogue, blockIdx.x, first_k + threadIdx.y * kThreadFilters<A>, sums);
 }
 
 // ---- dgrad ----
@@ -298,10 +315,14 @@ __device__ void load_gradient(const Conv2dProblem& problem, const Size& size,
   const int q0 = quotient(pixels.column, size.stride_w) - halo_q;
   const int rows = quotient(kTileWarps * kThreadRows, size.stride_h) + halo_p;
   const int columns = kWarpSize + halo_q;
-  fill_tile(gradient, kColumnsPerRemainder, rows, columns, 1, halo_q, [&](int i, int j) {
-    const int p = p0 + i, q = q0 + j;
-    const bool is_output = inside(p, problem.P) && inside(q, problem.Q);
-    return is_output ? grad_output.at(problem, pixels.n, k, p, q) : A(0);
+  fill_tile(gradient, kColumnsPerRemainder, rows, columns, 1, halo_q, [&](int j) {
+    const int q = q0 + j;
+    const auto column = grad_output.column(problem, pixels.n, k, q);
+    const bool in_image = inside(q, problem.Q);
+    return [&problem, column, p0, in_image](int i) {
+      const bool is_output = in_image && inside(p0 + i, problem.P);
+      return is_output ? column.at(p0 + i) : A(0);
+    };
   });
 }
 
@@ -384,81 +405,249 @@ __global__ void __launch_bounds__(kWarpSize* kTileWarps, 4)
 
 // ---- wgrad ----
 
-// Warps of a block, at most, no fewer than a filter has columns: a thread can have 168 registers,
-// or 255 in float64.
-template <class A>
-constexpr int kWgradWarps = sizeof(A) > sizeof(float) ? 8 : 12;
+// The taps whose sums a thread keeps for each of its filters: all where their number is compiled
+// in, else one.
+template <int kR>
+constexpr int kSumTaps = kR > 0 ? kR* kR : 1;
 
-// Adds, for the kTaps rows of the filter from r on, the products of 8 gradients below each other,
-// at (p, q), and the pixels that they meet.
-template <int kTaps, class T, class Size, class Gradient, class A>
-__device__ void add_column(const Conv2dProblem& problem, const Size& size,
-                           const Gradient& grad_output, const T* __restrict__ column, int n, int k,
-                           int p, int q, int r, A (&sums)[kTaps]) {
-  // Between outputs below each other: where the stride is not compiled in, the pixels between them
-  // are no tap's.
-  constexpr int kStep = kTaps > 1 ? Size::kMostSteps : 1;
-  constexpr int kPixels = (kThreadRows - 1) * kStep + kTaps;
-  const int h0 = p * size.stride_h - problem.pad_top + r;
-  const int step = kTaps > 1 ? 1 : size.stride_h;
-  const T* pixel = column + h0 * problem.input.h;
-  A pixels[kPixels], gradient[kThreadRows];
+// The filters of a thread, in as many registers as there are.
+template <int kR, class A>
+constexpr int kSumFilters = (kSumTaps<kR> > 25  ? 2
+                             : kSumTaps<kR> > 1 ? 4
+                                                : 8) *
+                            sizeof(float) / sizeof(A);
+
+// Tiles of outputs from `first` on, one after the other.
+struct Chunk {
+  int first, end;
+
+  __device__ Chunk(int index, int tiles_per_chunk, int tiles)
+      : first(index * tiles_per_chunk), end(min(first + tiles_per_chunk, tiles)) {}
+};
+
+// A column of gradients, of each of a thread's filters; zero where there is none.
+template <class Gradient, class A, int kFilters>
+__device__ void load_column(const Conv2dProblem& problem, const Gradient& grad_output,
+                            const TilePosition& at, int first_k,
+                            A (&gradient)[kFilters][kThreadRows]) {
+  const int q = at.column + threadIdx.x;
 #pragma unroll
-  for (int i = 0; i < kPixels; ++i, pixel += step * problem.input.h) {
-    const int h = h0 + i * step;
-    pixels[i] = inside(h, problem.H) ? static_cast<A>(*pixel) : A(0);
-  }
+  for (int k = 0; k < kFilters; ++k) {
+    const auto column = grad_output.column(problem, at.n, first_k + k, q);
+    const bool in_image = inside(q, problem.Q) && first_k + k < problem.K;
 #pragma unroll
-  for (int row = 0; row < kThreadRows; ++row)
-    gradient[row] = p + row < problem.P ? grad_output.at(problem, n, k, p + row, q) : A(0);
-#pragma unroll
-  for (int row = 0; row < kThreadRows; ++row) {
-    if (p + row >= problem.P) break;  // not 0 times a pixel, which may be infinite
-#pragma unroll
-    for (int i = 0; i < kTaps; ++i)
-      sums[i] = multiply_add(gradient[row], pixels[row * kStep + i], sums[i]);
+    for (int row = 0; row < kThreadRows; ++row) {
+      const bool is_output = in_image && at.row + row < problem.P;
+      gradient[k][row] = is_output ? column.at(at.row + row) : A(0);
+    }
   }
 }
 
-// Block (x, y, z) has filter x / C and channel x % C, of their columns of taps part y (a
-// gridDim.y-th) and, where R is not compiled in, of their rows row z. Its warps are those columns
-// times slots; slot i takes strip i of 8 output rows and each slots-th behind it.
-template <class T, class Gradient, int kR, int kStride>
-__global__ void __launch_bounds__(kWarpSize* kWgradWarps<Accumulator<T>>)
-    conv2d_tiled_wgrad(Conv2dProblem problem, Gradient grad_output, const T* __restrict__ input,
-                       T* __restrict__ grad_weight) {
-  using A = Accumulator<T>;
+// Adds the products of the gradients and the pixels that they meet, for the taps from (r, s) on.
+template <int kR, class Size, class A, int kFilters>
+__device__ void add_products(const Size& size, const A* pixels, int rows, int r, int s,
+                             const A (&gradient)[kFilters][kThreadRows],
+                             A (&sums)[kFilters][kSumTaps<kR>]) {
   constexpr int kTaps = kR > 0 ? kR : 1;
-  SHARED_ARRAY(A, lane_sums, [kWgradWarps<A>][kTaps][kWarpSize]);
-  const TiledSize<kR, kStride> size(problem);
-  const int columns = problem.S / gridDim.y, slots = blockDim.y / columns;
-  const int column = threadIdx.y % columns, slot = threadIdx.y / columns;
-  const int k = blockIdx.x / problem.C, c = blockIdx.x % problem.C;
-  const int r = blockIdx.z, s = blockIdx.y * columns + column;
-
-  A sums[kTaps] = {};
-  const int strips = (problem.P + kThreadRows - 1) / kThreadRows;
-  for (int strip = slot; strip < problem.N * strips; strip += slots) {
-    const int n = strip / strips, p = strip % strips * kThreadRows;
-    A part[kTaps] = {};
-    for (int q = threadIdx.x; q < problem.Q; q += kWarpSize) {
-      const int w = q * size.stride_w - problem.pad_left + s;
-      if (!inside(w, problem.W)) continue;
-      const T* pixels = input + problem.input.at(n, c, 0, w);
-      add_column(problem, size, grad_output, pixels, n, k, p, q, r, part);
+  A window[kTaps][kTaps] = {};
+#pragma unroll
+  for (int row = 0; row < kThreadRows; ++row) {
+    if (row >= rows) break;  // not 0 times a pixel, which may be infinite
+    const int kept = row > 0 && kTaps > Size::kMostSteps ? kTaps - Size::kMostSteps : 0;
+#pragma unroll
+    for (int i = 0; i < kept; ++i) {
+#pragma unroll
+      for (int j = 0; j < kTaps; ++j) window[i][j] = window[i + Size::kMostSteps][j];
     }
-    add_part(part, sums);
+#pragma unroll
+    for (int i = kept; i < kTaps; ++i) {
+#pragma unroll
+      for (int j = 0; j < kTaps; ++j)
+        window[i][j] = pixels[(row * size.stride_h + r + i) * Size::kTilePitch +
+                              place_of_column(s + j, size.stride_w) + threadIdx.x];
+    }
+#pragma unroll
+    for (int k = 0; k < kFilters; ++k) {
+#pragma unroll
+      for (int tap = 0; tap < kTaps * kTaps; ++tap)
+        sums[k][tap] =
+            multiply_add(gradient[k][row], window[tap / kTaps][tap % kTaps], sums[k][tap]);
+    }
+  }
+}
+
+// From one tap to the next of the lanes' sums: lanes that read a tap each stay in banks of their
+// own.
+constexpr int kLaneSumPitch = kWarpSize + 1;
+
+// Warps of a block, at most, and blocks of an SM, at least: a thread can have 168 registers, or 255
+// in float64.
+template <class A>
+constexpr int kWgradWarps = sizeof(A) > sizeof(float) ? 2 : 4;
+template <class A>
+constexpr int kWgradBlocks = sizeof(A) > sizeof(float) ? 4 : 3;
+
+// Adds what the lanes of a warp have of each sum, by way of shared memory, and stores it.
+template <int kCount, class A>
+__device__ void add_lanes(const A (&sums)[kCount], A* of_warp, A* results) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) of_warp[i * kLaneSumPitch + threadIdx.x] = sums[i];
+  __syncwarp();
+  for (int first = 0; first < kCount; first += kWarpSize) {
+    const int i = first + threadIdx.x;
+    if (i >= kCount) return;
+    A sum = 0;
+    for (int lane = 0; lane < kWarpSize; ++lane) sum += of_warp[i * kLaneSumPitch + lane];
+    results[i] = sum;
+  }
+}
+
+// Block (x, y, z) has chunk x of the outputs, its share y of the filters, channel z % C and, where
+// the filter's size is not compiled in, tap z / C. `partials` are [chunk][k][c][r][s].
+template <class T, class Gradient, int kR, int kStride>
+__global__ void __launch_bounds__(kWarpSize* kWgradWarps<Accumulator<T>>,
+                                  kWgradBlocks<Accumulator<T>>)
+    conv2d_tiled_wgrad(Conv2dProblem problem, Gradient grad_output, const T* __restrict__ input,
+                       Accumulator<T>* __restrict__ partials, int tiles, int tiles_per_chunk) {
+  using A = Accumulator<T>;
+  using Size = TiledSize<kR, kStride>;
+  constexpr int kFilters = kSumFilters<kR, A>, kTaps = kSumTaps<kR>;
+  SHARED_ARRAY(A, pixels, [Size::kTileRows * Size::kTilePitch]);
+  SHARED_ARRAY(A, lane_sums, [kWgradWarps<A>][kTaps * kLaneSumPitch]);
+  const Size size(problem);
+  const int first_k = (blockIdx.y * blockDim.y + threadIdx.y) * kFilters;
+  const int c = blockIdx.z % problem.C, first_tap = blockIdx.z / problem.C;
+  const int r = first_tap / problem.S, s = first_tap % problem.S;
+
+  A sums[kFilters][kTaps] = {};
+  const Chunk chunk(blockIdx.x, tiles_per_chunk, tiles);
+  for (int tile = chunk.first; tile < chunk.end; ++tile) {
+    const TilePosition at(tile, problem.P, problem.Q, kThreadRows, kWarpSize);
+    A gradient[kFilters][kThreadRows];
+    load_column(problem, grad_output, at, first_k, gradient);
+    load_pixels(problem, size, at, c, input, pixels);
+    __syncthreads();
+    if (inside(at.column + threadIdx.x, problem.Q))
+      add_products<kR>(size, pixels, problem.P - at.row, r, s, gradient, sums);
+    __syncthreads();  // all have read before the next tile is written
   }
 
-  for (int i = 0; i < kTaps; ++i) lane_sums[threadIdx.y][i][threadIdx.x] = sums[i];
-  __syncthreads();
-  if (slot > 0) return;
-  for (int i = 0; i < kTaps; ++i) {
-    A sum = 0;
-    for (int j = 0; j < slots; ++j) sum += lane_sums[j * columns + column][i][threadIdx.x];
-    sum = warp_sum(sum);
-    if (threadIdx.x == 0) grad_weight[problem.weight.at(k, c, r + i, s)] = static_cast<T>(sum);
+  const int64_t filter = static_cast<int64_t>(blockIdx.x) * problem.K + first_k;
+  A* results = partials + (filter * problem.C + c) * problem.R * problem.S + first_tap;
+#pragma unroll
+  for (int k = 0; k < kFilters; ++k, results += problem.C * problem.R * problem.S) {
+    if (first_k + k < problem.K) add_lanes(sums[k], lane_sums[threadIdx.y], results);
+    __syncwarp();  // all have read before the next filter's are written
   }
+}
+
+// ---- for launchers ----
+
+inline int64_t output_tiles(const Conv2dProblem& problem) {
+  return problem.N * ceil_divide(problem.P, kThreadRows) * ceil_divide(problem.Q, kWarpSize);
+}
+
+// Of dgrad; they begin where the padding does, or up to a stride later.
+inline int64_t input_tiles(const Conv2dProblem& problem) {
+  const int height = problem.H + problem.pad_top % problem.stride_h;
+  const int width = problem.W + problem.pad_left % problem.stride_w;
+  return problem.N * ceil_divide(height, kTileWarps * kThreadRows) *
+         ceil_divide(width, kWarpSize * problem.stride_w);
+}
+
+// Chunks of wgrad: so many that they fill a GPU, but none so small that adding up its sums takes
+// longer than making them, nor so large that its sums become long chains.
+struct Chunks {
+  static constexpr int kEnough = 256, kFewestTiles = 4, kMostTiles = 16;
+  int tiles, tiles_per_chunk, count;
+
+  explicit Chunks(const Conv2dProblem& problem) : tiles(output_tiles(problem)) {
+    const int64_t wanted = ceil_divide(tiles, kEnough);
+    tiles_per_chunk = wanted < kFewestTiles ? kFewestTiles
+                      : wanted > kMostTiles ? kMostTiles
+                                            : wanted;
+    count = ceil_divide(tiles, tiles_per_chunk);
+  }
+};
+
+inline const char* unfit_for_tiles(const Conv2dProblem& problem, Dtype) {
+  constexpr int kMostBlocksDown = 65535;
+  if (problem.groups != 1) return "groups";
+  if (problem.C > kMostChannels) return "more than 4 input channels";
+  if (problem.R > kMostTaps || problem.S > kMostTaps) return "filters larger than 7x7";
+  if (problem.stride_h > kMostStride || problem.stride_w > kMostStride)
+    return "strides larger than 2";
+  if (problem.dilation_h != 1 || problem.dilation_w != 1) return "dilation";
+  if (problem.K > kMostBlocksDown) return "more filters than a grid has blocks";
+  return output_tiles(problem) > INT_MAX || input_tiles(problem) > INT_MAX
+             ? "more tiles than a grid has blocks"
+             : nullptr;
+}
+
+template <int kValue>
+using Constant = std::integral_constant<int, kValue>;
+
+// Calls body(R, stride) with those constants that the kernel for a filter of `rows` is compiled
+// with, or zeros.
+template <class Body>
+void with_size(const Conv2dProblem& problem, int rows, const Body& body) {
+  const auto with_stride = [&](auto stride) {
+    if (rows == 3) return body(Constant<3>(), stride);
+    if (rows == 5) return body(Constant<5>(), stride);
+    if (rows == 7) return body(Constant<7>(), stride);
+    body(Constant<0>(), Constant<0>());
+  };
+  if (problem.stride_h != problem.stride_w) return body(Constant<0>(), Constant<0>());
+  if (problem.stride_h == 1) return with_stride(Constant<1>());
+  with_stride(Constant<2>());
+}
+
+template <class T, class Output>
+void launch_fprop(const Conv2dProblem& problem, int64_t tiles, const void* input,
+                  const void* weight, const Epilogue& epilogue, const Output& output,
+                  Stream stream) {
+  const auto warps = ceil_divide(problem.K, kThreadFilters<Accumulator<T>>);
+  const auto blocks = ceil_divide(warps, kTileWarps);
+  const dim3 grid(tiles, blocks), block(kWarpSize, ceil_divide(warps, blocks));
+  with_size(problem, problem.R, [&](auto R, auto stride) {
+    launch<conv2d_tiled_fprop<T, Output, R.value, stride.value>>(
+        grid, block, 0, stream, problem, static_cast<const T*>(input),
+        static_cast<const T*>(weight), epilogue, output);
+  });
+}
+
+template <class T, class Gradient>
+void launch_dgrad(const Conv2dProblem& problem, const Gradient& grad_output, const void* weight,
+                  void* grad_input, Stream stream) {
+  const dim3 grid(input_tiles(problem), problem.C), block(kWarpSize, kTileWarps);
+  with_size(problem, problem.R, [&](auto R, auto stride) {
+    launch<conv2d_tiled_dgrad<T, Gradient, R.value, stride.value>>(
+        grid, block, 0, stream, problem, grad_output, static_cast<const T*>(weight),
+        static_cast<T*>(grad_input));
+  });
+}
+
+template <class T, class Gradient>
+void launch_wgrad(const Conv2dProblem& problem, const Gradient& grad_output, const void* input,
+                  void* grad_weight, void* workspace, Stream stream) {
+  using A = Accumulator<T>;
+  const Chunks chunks(problem);
+  auto* partials = static_cast<A*>(workspace);
+  with_size(problem, problem.R == problem.S ? problem.R : 0, [&](auto R, auto stride) {
+    const auto warps = ceil_divide(problem.K, kSumFilters<R.value, A>);
+    const auto blocks = ceil_divide(warps, kWgradWarps<A>);
+    const int taps = problem.R * problem.S / kSumTaps<R.value>;
+    const dim3 grid(chunks.count, blocks, problem.C * taps);
+    const dim3 block(kWarpSize, ceil_divide(warps, blocks));
+    launch<conv2d_tiled_wgrad<T, Gradient, R.value, stride.value>>(
+        grid, block, 0, stream, problem, grad_output, static_cast<const T*>(input), partials,
+        chunks.tiles, chunks.tiles_per_chunk);
+  });
+  add_chunks<T>(problem, partials, chunks.count, grad_weight, stream);
+}
+
+inline int64_t bytes_of_chunks(const Conv2dProblem& problem, Dtype dtype) {
+  return chunk_bytes(problem, dtype) * Chunks(problem).count;
 }
 
 }  // namespace cnnkernels::CNN_TARGET
