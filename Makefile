@@ -33,7 +33,8 @@ sanitize: $(VENV)/dev.stamp ## Run all kernels under ASan and UBSan, and under T
 	$(RUN) -m pytest -q tests/test_sanitize.py
 
 ptx: $(VENV)/dev.stamp ## Run the compiled PTX of the CUDA kernels in an interpreter, if it is there
-	$(RUN) -m pytest tests/test_ptx.py $(TEST_ARGS)
+	$(RUN) -m pytest tests/test_ptx.py tests/test_counters.py $(TEST_ARGS)
+	@PYTHONPATH=tests $(RUN) -m ptx.counters
 
 sass: build ## Report the kernels' registers, spills and hot loops, if the tool is there
 	@$(RUN) -m build_support.sass $(SASS_ARGS)
