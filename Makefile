@@ -3,6 +3,7 @@
 #   TORCH      what pip installs as torch, with its options
 #   WHEEL_TORCHES   the versions of torch that wheel-check tries, each with the Python of PYTHON
 #   DEMO_ARGS, TEST_ARGS   arguments for the demo and for pytest
+#   GPU_REPORTS   the folder that `make gpu` writes its times to
 #   CNNKERNELS_PTXSIM   the folder of the interpreter that `make ptx` runs
 #   CNNKERNELS_SASS_REPORT   the tool that `make sass` runs; SASS_ARGS its arguments
 #   CNNKERNELS_CUDA=auto|on|off, TORCH_CUDA_ARCH_LIST, CUDA_HOME, CXX, MAX_JOBS   the build
@@ -10,6 +11,7 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 WHEEL_TORCHES ?= torch==2.13.0 torch==2.14.1
+GPU_REPORTS ?= docs/gpu
 
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -33,7 +35,8 @@ sanitize: $(VENV)/dev.stamp ## Run all kernels under ASan and UBSan, and under T
 	$(RUN) -m pytest -q tests/test_sanitize.py
 
 ptx: $(VENV)/dev.stamp ## Run the compiled PTX of the CUDA kernels in an interpreter, if it is there
-	$(RUN) -m pytest tests/test_ptx.py $(TEST_ARGS)
+	$(RUN) -m pytest tests/test_ptx.py tests/test_counters.py $(TEST_ARGS)
+	@PYTHONPATH=tests $(RUN) -m ptx.counters
 
 sass: build ## Report the kernels' registers, spills and hot loops, if the tool is there
 	@$(RUN) -m build_support.sass $(SASS_ARGS)
@@ -43,7 +46,8 @@ gpu: ## Build, test and measure on this machine's GPU, with the packages that PY
 	  "make gpu: the torch of $(PYTHON) sees no CUDA GPU")'
 	CNNKERNELS_CUDA=on $(PYTHON) setup.py --quiet build_ext --inplace
 	CNNKERNELS_REQUIRE_GPU=1 $(PYTHON) -m pytest tests -m gpu $(TEST_ARGS)
-	$(PYTHON) -m pytest benchmarks -m gpu
+	PYTHONPATH=tests $(PYTHON) -m benchmarks.gpu --json $(GPU_REPORTS)/times.json \
+	  --markdown $(GPU_REPORTS)/README.md --plot $(GPU_REPORTS)/speed.svg
 
 lint: $(VENV)/dev.stamp ## Check style: ruff, clang-format, and which file may know the compiler
 	$(VENV)/bin/ruff check --quiet

@@ -20,6 +20,14 @@ class ConvCase:
 
 
 @dataclass(frozen=True)
+class FusedCase(ConvCase):
+    """A convolution, ReLU, and a pool of windows that lie side by side."""
+
+    pool: str = "max"
+    window: int = 2
+
+
+@dataclass(frozen=True)
 class PoolCase:
     """A pooling of input (N, C, H, W)."""
 
@@ -36,6 +44,13 @@ CONVOLUTIONS = [
     ConvCase("resnet-18 strided", (1, 64, 56, 56), (128, 3, 3), dict(stride=2, padding=1)),
     ConvCase("resnet-18 1x1", (1, 64, 56, 56), (128, 1, 1), dict(stride=2)),
     ConvCase("mobilenet depthwise", (1, 96, 112, 112), (96, 3, 3), dict(padding=1, groups=96)),
+]
+
+FUSED = [
+    FusedCase("model a block1", (100, 1, 28, 28), (16, 5, 5), dict(padding=2)),
+    FusedCase("model a block2", (100, 16, 14, 14), (32, 5, 5), dict(padding=2)),
+    FusedCase("lenet-5 block1", (100, 1, 32, 32), (6, 5, 5), pool="avg"),
+    FusedCase("vgg-16 block1", (1, 64, 224, 224), (64, 3, 3), dict(padding=1)),
 ]
 
 POOLS = [

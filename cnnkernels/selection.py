@@ -75,7 +75,8 @@ def algorithms(op: str, *args: Any, **kwargs: Any) -> list[Candidate]:
 
     Returns:
         The algorithms of the tensors' device, with their passes of both directions; none where
-        the call runs torch's own function.
+        the call runs torch's own function. Where a fused function has no kernel for the whole and
+        runs one after the other, they are the convolution's.
 
     Raises:
         ValueError: There is no such function.
@@ -91,6 +92,8 @@ def algorithms(op: str, *args: Any, **kwargs: Any) -> list[Candidate]:
 _OPS = (
     "conv2d",
     "conv2d_relu",
+    "conv2d_relu_max_pool2d",
+    "conv2d_relu_avg_pool2d",
     "max_pool2d",
     "avg_pool2d",
     "adaptive_max_pool2d",
@@ -112,6 +115,8 @@ def explain(op: str, *args: Any, **kwargs: Any) -> str:
     candidates = algorithms(op, *args, **kwargs)
     if not candidates:
         return f"{lines[0][:-1]}: none for this dtype, torch's own function runs"
+    if "pool_kernel_size" in kwargs and not _is_fused(op, tensor, kwargs["pool_kernel_size"]):
+        lines[0] = f"{lines[0][:-1]}, one function after the other; of the convolution:"
     kind = op.removeprefix("adaptive_")[:3]  # of pools: one op has the passes of both kinds
     for name in dict.fromkeys(name for c in candidates for name in c.passes):
         if kind == "con" or name.startswith(kind):
@@ -121,3 +126,8 @@ def explain(op: str, *args: Any, **kwargs: Any) -> str:
         if why and not c.runs:
             lines.append(f"  not {c.algorithm}: {why}")
     return "\n".join(lines)
+
+
+def _is_fused(op: str, input: Tensor, window: functional.Size) -> bool:
+    window = functional._pair(op, "pool_kernel_size", window)
+    return functional._is_fused(input, op == "conv2d_relu_avg_pool2d", window)

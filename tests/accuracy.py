@@ -12,12 +12,20 @@ def relative_error(result: Tensor, reference: Tensor) -> float:
     return (difference / torch.linalg.vector_norm(reference)).item()
 
 
+def error_bound(torchs: Tensor, reference: Tensor, eps: float | None = None) -> float:
+    """What our error may be: twice torch's in the same dtype, or four units in the last place.
+
+    `eps`: what such a unit is, where it is not the dtype's.
+    """
+    unit = torch.finfo(torchs.dtype).eps if eps is None else eps
+    return max(2 * relative_error(torchs, reference), 4 * unit)
+
+
 def assert_accurate(ours: Tensor, torchs: Tensor, reference: Tensor, what: str = "") -> None:
-    """Our error is at most twice torch's in the same dtype, or four units in the last place."""
+    """Our error is within its bound."""
     assert ours.shape == reference.shape, what
     assert ours.dtype == torchs.dtype, what
-    bound = max(2 * relative_error(torchs, reference), 4 * torch.finfo(ours.dtype).eps)
-    assert relative_error(ours, reference) <= bound, what
+    assert relative_error(ours, reference) <= error_bound(torchs, reference), what
 
 
 def integers(*shape: int, dtype: torch.dtype, device: str = "cpu", high: int = 4) -> Tensor:

@@ -1,12 +1,15 @@
-"""Fixtures shared by all tests: where the kernels run."""
+"""Fixtures shared by tests: where the kernels run."""
 
 import os
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
+from ptx.build import build, find_tools
+from ptx.gpu import Gpu
 
 import cnnkernels
 
@@ -42,6 +45,28 @@ def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
     chosen = Backend(request.param)
     with chosen.context():
         yield chosen
+
+
+@pytest.fixture(scope="session")
+def built() -> Path:
+    """The folder with the launchers of compiled PTX and the program of the emulator's cases."""
+    try:
+        tools = find_tools()
+    except LookupError as reason:
+        pytest.skip(str(reason))
+    return build(*tools)
+
+
+@pytest.fixture(scope="session")
+def interpreted_gpu(built: Path) -> Gpu:
+    return Gpu(built / "launchers.so")
+
+
+@pytest.fixture
+def gpu(interpreted_gpu: Gpu) -> Iterator[Gpu]:
+    """The interpreter of compiled PTX; its memory is freed after each test."""
+    yield interpreted_gpu
+    interpreted_gpu.free()
 
 
 @pytest.fixture(autouse=True)

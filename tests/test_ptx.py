@@ -26,54 +26,41 @@ import test_semantics
 import torch
 import torch.nn.functional as F
 from accuracy import assert_accurate, integers
-from ptx.build import ROOT, build, find_tools
+from ptx.build import ROOT
 from ptx.gpu import (
+    DEVICE,
     DTYPES,
     PROBLEMS,
     AdaptivePool2dProblem,
     Argmax,
-    Conv2dPoolProblem,
-    Conv2dProblem,
     Fault,
     Gpu,
     Pool2dProblem,
-    strides,
+)
+from ptx.passes import (
+    Pass,
+    Problem,
+    adaptive_pool2d_problem,
+    adaptive_windows,
+    avg_pool2d_passes,
+    conv2d_passes,
+    conv2d_pool_backward,
+    conv2d_pool_forward,
+    conv2d_pool_problem,
+    conv2d_problem,
+    max_pool2d_backward,
+    max_pool2d_forward,
+    problem_of,
+    run,
+    torchs,
 )
 from test_conv2d import grad_of_output, operands, torch_conv2d_relu, with_gradients
 from torch import Tensor
 
 import cnnkernels
-from cnnkernels.functional import _conv_padding, _pair
-
-# Warps in reverse order: a barrier that the threads behind an early exit never come to is told
-# only where these have run first.
-OPTIONS = {"CHECKS": "all,+ginit,+barexit,+shflsync", "STRICT": "1", "SCHED": "rev"}
-
-Problem = Conv2dProblem | Conv2dPoolProblem | Pool2dProblem | AdaptivePool2dProblem
+from cnnkernels.functional import _pair
 
 FORMATS = ["contiguous", "channels_last", "sliced"]
-
-
-@pytest.fixture(scope="session")
-def built() -> Path:
-    """The folder with the launchers and the program of the cases."""
-    return build(*find_tools())
-
-
-@pytest.fixture(scope="session")
-def interpreted_gpu(built: Path) -> Iterator[Gpu]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PTXSIM_DEVICE", "a100")  # the limits of sm_80
-        gpu = Gpu(built / "launchers.so")
-        for option in OPTIONS.items():
-            gpu.set_option(*option)
-        yield gpu
-
-
-@pytest.fixture
-def gpu(interpreted_gpu: Gpu) -> Iterator[Gpu]:
-    yield interpreted_gpu
-    interpreted_gpu.free()
 
 
 def assert_equal(actual: Tensor, expected: Tensor, what: str) -> None:
@@ -94,61 +81,29 @@ def test_required_kernels_are_there(gpu):
 
 
 def check(
-    gpu: Gpu,
-    function: str,
-    problem: Problem,
-    dtype: torch.dtype,
-    arguments: list,
-    *expected: Tensor,
-    judge: Callable[[Tensor, Tensor, str], None] = assert_equal,
+    gpu: Gpu, which: Pass, judge: Callable[[Tensor, Tensor, str], None] = assert_equal
 ) -> None:
-    """Every algorithm that takes the problem gives what is expected, laid out in that way."""
+    """Every algorithm that takes the problem gives the results, laid out in that way."""
     ran = False
-    op = next(op for op, kind in PROBLEMS.items() if type(problem) is kind)
-    for number, algorithm in enumerate(gpu.algorithms(op)):
-        results = [gpu.empty(tensor, "result") for tensor in expected]
-        if function.endswith("wgrad"):
-            workspace = [gpu.wgrad_workspace(op, number, problem, dtype)]
-        else:
-            workspace = []
-        if not gpu.run(function, number, problem, dtype, *arguments, *results, *workspace):
-            continue
+    for algorithm, results in run(gpu, which):
         ran = True
-        for result, tensor in zip(results, expected, strict=True):
-            judge(gpu.read(result), tensor, f"{function} of {algorithm}")
-    assert ran, f"no algorithm for {function}"
+        for result, expected in zip(results, which.results, strict=True):
+            judge(gpu.read(result), expected, f"{which.function} of {algorithm}")
+    assert ran, f"no algorithm for {which.function}"
 
 
 # ---------------------------------------------------------------- convolution
 
 
-def conv2d_problem(input, weight, output, relu_output, stride=1, padding=0, dilation=1, groups=1):
-    stride, dilation = _pair("", "stride", stride), _pair("", "dilation", dilation)
-    top, _, left, _ = _conv_padding(padding, weight, stride, dilation)
-    K, _, R, S = weight.shape
-    relu_output = output if relu_output is None else relu_output
-    sizes = (*input.shape, K, R, S, *output.shape[2:], *stride, top, left, *dilation, groups)
-    return Conv2dProblem(*sizes, *map(strides, (input, weight, output, relu_output)))
-
-
 def check_conv2d(gpu, tensors, expected, kwargs, relu_output=None, judges=(assert_equal,) * 4):
     """Runs all passes: from input, weight, bias and grad_output to the output and gradients."""
-    input, weight, bias, grad_output = map(
-        gpu.put, tensors, ("input", "weight", "bias", "grad_output")
-    )
+    names = ("input", "weight", "bias", "grad_output")
+    operands = [*map(gpu.put, tensors, names)]
     relu = None if relu_output is None else gpu.put(relu_output, "relu_output")
-    output, grad_input, grad_weight, grad_bias = expected
-
-    def run(name, arguments, result, judge, input=input, weight=weight, output=grad_output):
-        problem = conv2d_problem(input, weight, output, relu, **kwargs)
-        check(gpu, f"conv2d_{name}", problem, input.dtype, arguments, result, judge=judge)
-
-    grads = [grad_output, relu]
-    epilogue = [bias, bias.stride(0), relu is not None]
-    run("fprop", [input, weight, *epilogue], output, judges[0], output=output)
-    run("dgrad", [*grads, weight], grad_input, judges[1], input=grad_input)
-    run("wgrad", [*grads, input], grad_weight, judges[2], weight=grad_weight)
-    run("bgrad", grads, grad_bias.contiguous(), judges[3])
+    expected = [*expected[:3], expected[3].contiguous()]
+    passes = conv2d_passes(operands, relu, expected, kwargs)
+    for which, judge in zip(passes, judges, strict=True):
+        check(gpu, which, judge)
 
 
 def check_conv2d_exactly(gpu, shape, filters, kwargs, dtype, relu, layouts=(lambda t: t,) * 3):
@@ -215,48 +170,6 @@ def test_conv2d_float32_follows_the_accuracy_rule(gpu, problem):
 # ---------------------------------------------------------------- pooling
 
 
-def pool2d_problem(
-    input,
-    output,
-    argmax=None,
-    *,
-    kernel_size,
-    stride=None,
-    padding=0,
-    dilation=1,
-    ceil_mode=False,
-    count_include_pad=True,
-    divisor_override=None,
-):
-    pairs = kernel_size, stride or kernel_size, padding, dilation
-    kernel_size, *rest = (_pair("", "", value) for value in pairs)
-    sizes = (*input.shape, *kernel_size, *output.shape[2:], *itertools.chain(*rest))
-    layouts = map(strides, (input, output, output if argmax is None else argmax))
-    return Pool2dProblem(*sizes, count_include_pad, divisor_override or 0, *layouts)
-
-
-def adaptive_pool2d_problem(input, output, argmax=None):
-    sizes = zip(input.shape[2:], output.shape[2:], strict=True)
-    largest = (max(map(len, adaptive_windows(*pair))) for pair in sizes)
-    layouts = map(strides, (input, output, output if argmax is None else argmax))
-    return AdaptivePool2dProblem(*input.shape, *largest, *output.shape[2:], *layouts)
-
-
-def adaptive_windows(size: int, count: int) -> list[range]:
-    return [range(i * size // count, -(-(i + 1) * size // count)) for i in range(count)]
-
-
-def problem_of(input, output, argmax=None, **kwargs) -> Pool2dProblem | AdaptivePool2dProblem:
-    if "output_size" in kwargs:
-        return adaptive_pool2d_problem(input, output, argmax)
-    return pool2d_problem(input, output, argmax, **kwargs)
-
-
-def torchs(pool: str, kwargs: dict) -> Callable:
-    """The pool that takes these arguments."""
-    return getattr(F, f"adaptive_{pool}" if "output_size" in kwargs else pool)
-
-
 def window_codes(indices: Tensor, problem: Pool2dProblem | AdaptivePool2dProblem) -> Tensor:
     """r * S + s, of the taps that read the pixels of those indices."""
     if isinstance(problem, AdaptivePool2dProblem):
@@ -306,17 +219,15 @@ def check_max_pool2d(gpu, input, kwargs, kind, layouts=(lambda t: t,) * 3):
     grad_input.scatter_add_(2, pixels, grad_output.double().where(some, 0).flatten(2))
     gathered = other.flatten(2).gather(2, pixels).view_as(output).where(some, 0)
 
-    def run(name, arguments, *results):
-        problem = problem_of(of_input(input), of_output(output), argmax, **kwargs)
-        check(gpu, f"pool2d_max_{name}", problem, input.dtype, arguments, *results)
-
-    run("forward", [gpu.put(of_input(input), "input"), kind], of_output(output), argmax)
+    results = [of_output(output), argmax]
+    check(gpu, max_pool2d_forward(gpu.put(of_input(input), "input"), results, kind, kwargs))
     if kind is Argmax.none:
         return
-    positions = [gpu.put(argmax, "argmax"), kind]
-    grad_input = of_input(grad_input.view_as(input).to(input.dtype))
-    run("backward", [gpu.put(of_output(grad_output), "grad_output"), *positions], grad_input)
-    run("gather", [gpu.put(of_input(other), "other"), *positions], of_output(gathered))
+    operands = gpu.put(of_input(other), "other"), gpu.put(of_output(grad_output), "grad_output")
+    results = of_output(gathered), of_input(grad_input.view_as(input).to(input.dtype))
+    positions = gpu.put(argmax, "argmax")
+    for which in max_pool2d_backward(operands, positions, results, kind, kwargs):
+        check(gpu, which)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -367,11 +278,10 @@ def check_avg_pool2d(gpu, input, kwargs, exact, layouts=(lambda t: t,) * 2):
 
     output = of_output(reference.detach().to(input.dtype))
     expected = of_input(grad_input.to(input.dtype) if exact else own[1])
-    operands = [gpu.put(of_input(input), "input")], [gpu.put(of_output(grad_output), "grad_output")]
-    problem = problem_of(of_input(input), output, **kwargs)
-    check(gpu, "pool2d_avg_forward", problem, input.dtype, operands[0], output)
-    judge = assert_equal if exact else accurate(grad_input)
-    check(gpu, "pool2d_avg_backward", problem, input.dtype, operands[1], expected, judge=judge)
+    operands = gpu.put(of_input(input), "input"), gpu.put(of_output(grad_output), "grad_output")
+    forward, backward = avg_pool2d_passes(operands, (output, expected), kwargs)
+    check(gpu, forward)
+    check(gpu, backward, assert_equal if exact else accurate(grad_input))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -452,15 +362,6 @@ def test_pools_of_whole_vectors(gpu, case, dtype):
 # ---------------------------------------------------------------- convolution, ReLU and pool
 
 
-def conv2d_pool_problem(kind, input, weight, conv, pool, output, code):
-    convolved = F.conv2d(input, weight, **conv)
-    return Conv2dPoolProblem(
-        conv2d_problem(input, weight, convolved, None, **conv),
-        pool2d_problem(convolved, output, code, **pool),
-        kind == "avg",
-    )
-
-
 def emulated_conv2d_pool(kind, tensors, conv, pool):
     """Output, code, gradients of input, weight and bias, and the gradient that they are of.
 
@@ -488,15 +389,7 @@ def test_conv2d_pool_is_the_emulators(gpu, kind, case, layout, dtype):
     tensors = test_conv2d_pool.operands(problems[case], dtype, "cpu", integers)
     tensors[:2] = map(test_conv2d_pool.LAYOUTS[layout], tensors[:2])
     results = emulated_conv2d_pool(kind, tensors, conv, pool)
-    output, code, grad_input, grad_weight, grad_bias, grad_output = results
-
-    input, weight, bias = (gpu.put(t, "operand") for t in tensors)
-    grad, stored_code = gpu.put(grad_output, "grad_output"), gpu.put(code, "code")
-
-    def run(name, arguments, *expected, input=input, weight=weight, output=grad, judge):
-        problem = conv2d_pool_problem(kind, input, weight, conv, pool, output, code)
-        function = f"conv2d_relu_pool2d_{name}"
-        check(gpu, function, problem, input.dtype, arguments, *expected, judge=judge)
+    output, code, *gradients, grad_output = results
 
     # Averages, which round, are of the same expressions; nvcc contracts some.
     eps = 2 * torch.finfo(dtype).eps if kind == "avg" else 0
@@ -506,10 +399,11 @@ def test_conv2d_pool_is_the_emulators(gpu, kind, case, layout, dtype):
             result, reference, rtol=eps, atol=8 * eps, msg=lambda text: f"{what}: {text}"
         )
 
-    run("fprop", [input, weight, bias, bias.stride(0)], output, code, output=output, judge=judge)
-    run("dgrad", [grad, stored_code, weight], grad_input, input=grad_input, judge=judge)
-    run("wgrad", [grad, stored_code, input], grad_weight, weight=grad_weight, judge=judge)
-    run("bgrad", [grad, stored_code], grad_bias, judge=judge)
+    operands = [gpu.put(t, "operand") for t in tensors]
+    check(gpu, conv2d_pool_forward(kind, operands, [output, code], conv, pool), judge)
+    grads = gpu.put(grad_output, "grad_output"), gpu.put(code, "code")
+    for which in conv2d_pool_backward(kind, operands, grads, gradients, conv, pool):
+        check(gpu, which, judge)
 
 
 # ---------------------------------------------------------------- the grid
@@ -684,7 +578,7 @@ DISAGREES = {
 def test_cases_of_the_emulators_tests(built: Path, case: str) -> None:
     """What holds of the emulator holds of nvcc's code: mma, ldmatrix, cp.async, votes, atomics."""
     # The cases' memory is the host's, of which ptxsim knows nothing.
-    environ = os.environ | {"PTXSIM_DEVICE": "a100", "PTXSIM_STRICT": "0"}
+    environ = os.environ | {"PTXSIM_DEVICE": DEVICE, "PTXSIM_STRICT": "0"}
     command = [built / "cases", case]
     result = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr

@@ -13,13 +13,16 @@ from cnnkernels.settings import settings
 
 X = integers(2, 3, 9, 8, dtype=torch.float32)
 W = integers(4, 3, 3, 3, dtype=torch.float32)
+CONV = dict(input=X, weight=W)
 CALLS = {
-    "conv2d": (X, W),
-    "conv2d_relu": (X, W),
-    "max_pool2d": (X, 2),
-    "avg_pool2d": (X, 2),
-    "adaptive_max_pool2d": (X, 2),
-    "adaptive_avg_pool2d": (X, 2),
+    "conv2d": CONV,
+    "conv2d_relu": CONV,
+    "conv2d_relu_max_pool2d": CONV | dict(pool_kernel_size=2),
+    "conv2d_relu_avg_pool2d": CONV | dict(pool_kernel_size=2),
+    "max_pool2d": dict(input=X, kernel_size=2),
+    "avg_pool2d": dict(input=X, kernel_size=2),
+    "adaptive_max_pool2d": dict(input=X, output_size=2),
+    "adaptive_avg_pool2d": dict(input=X, output_size=2),
 }
 PASSES = {"conv": "fprop", "max": "max_forward", "avg": "avg_forward"}
 
@@ -38,19 +41,19 @@ def kernels_of(function):
 @pytest.mark.parametrize("op", CALLS)
 def test_what_is_listed_is_what_runs(op):
     with cnnkernels.emulate_cuda():
-        candidates = cnnkernels.algorithms(op, *CALLS[op])
+        candidates = cnnkernels.algorithms(op, **CALLS[op])
     (running,) = [c.algorithm for c in candidates if forward_pass(op) in c.runs]
-    (kernel,) = kernels_of(lambda: getattr(ours, op)(*CALLS[op]))
+    (kernel,) = kernels_of(lambda: getattr(ours, op)(**CALLS[op]))
     assert running in kernel
     with cnnkernels.emulate_cuda():
-        assert f"{forward_pass(op)}: {running}" in cnnkernels.explain(op, *CALLS[op])
+        assert f"{forward_pass(op)}: {running}" in cnnkernels.explain(op, **CALLS[op])
 
 
 @pytest.mark.parametrize("op", CALLS)
 def test_asking_computes_nothing(op):
-    assert kernels_of(lambda: cnnkernels.algorithms(op, *CALLS[op])) == []
+    assert kernels_of(lambda: cnnkernels.algorithms(op, **CALLS[op])) == []
     assert settings.kernels is None
-    assert isinstance(getattr(ours, op)(*CALLS[op]), torch.Tensor)  # the question is closed
+    assert isinstance(getattr(ours, op)(**CALLS[op]), torch.Tensor)  # the question is closed
 
 
 def test_asking_raises_what_the_call_would():
@@ -81,6 +84,20 @@ def test_an_explanation_names_every_pass_and_every_reason():
     )
     assert "  avg_backward: " in text and "max" not in text
     assert "emulated CUDA kernels" in emulated and "  not block: " in emulated
+
+
+def test_an_explanation_tells_what_is_not_fused():
+    call = CALLS["conv2d_relu_max_pool2d"]
+    apart = cnnkernels.explain("conv2d_relu_max_pool2d", **call).splitlines()
+    conv = cnnkernels.explain("conv2d_relu", X, W).splitlines()
+    assert apart[0].endswith("cpu kernels, one function after the other; of the convolution:")
+    assert apart[1:] == conv[1:]
+    with cnnkernels.emulate_cuda():
+        fused = cnnkernels.explain("conv2d_relu_max_pool2d", **call)
+        large = cnnkernels.explain("conv2d_relu_avg_pool2d", X, W, pool_kernel_size=6)
+    assert "one function after the other" not in fused
+    assert "  dgrad: direct" in fused
+    assert "one function after the other" in large
 
 
 def test_a_forced_algorithm_runs_forward_and_backward():

@@ -271,7 +271,7 @@ void run_observed(const Grid& grid, Observation what) {
     counters[Count::launches] = 1;
     add_counters(grid.kernel, counters);
   }
-  if (!first->used_global_atomics() || blocks.size() < 2) return;
+  if (!first->used_global_atomics() || known.empty() || blocks.size() < 2) return;
 
   const std::vector<Bytes> result = contents(known);
   restore(known, before);

@@ -16,7 +16,8 @@
 namespace cnnkernels::emulator {
 
 // Runs the grid's blocks one after another, checked or profiled. Where atomics may have let the
-// order of the blocks into the results, a checked grid runs a second time, in reverse order.
+// order of the blocks into the results, a checked grid runs a second time, in reverse order, if the
+// memory is known that is to be as it was.
 void run_observed(const Grid&, Observation);
 
 class Observer {

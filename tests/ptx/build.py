@@ -8,8 +8,6 @@ import os
 import subprocess
 from pathlib import Path
 
-import pytest
-
 from build_support import library
 from build_support.cuda import Toolkit, choose_toolkit
 
@@ -36,13 +34,17 @@ rule program
 
 
 def find_tools() -> tuple[Path, Toolkit]:
-    """ptxsim's folder, and nvcc; skips the test where one is missing."""
+    """ptxsim's folder, and nvcc.
+
+    Raises:
+        LookupError: one is missing.
+    """
     simulator = ROOT / os.environ.get("CNNKERNELS_PTXSIM", "../shared/tools/ptxsim")
     if not (simulator / "Makefile").is_file():
-        pytest.skip(f"no ptxsim at {simulator}; CNNKERNELS_PTXSIM tells where it is")
+        raise LookupError(f"no ptxsim at {simulator}; CNNKERNELS_PTXSIM tells where it is")
     toolkit, why = choose_toolkit(os.environ)
     if toolkit is None:
-        pytest.skip(why)
+        raise LookupError(why)
     return simulator, toolkit
 
 

@@ -3,13 +3,31 @@
 import ctypes
 import enum
 import itertools
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]  # as in problem.h
 UNWRITTEN = 0xA5  # what ptxsim fills new memory with
+
+DEVICE = "a100"  # whose limits hold: those of sm_80
+
+# Warps in reverse order: a barrier that the threads behind an early exit never come to is told
+# only where these have run first.
+OPTIONS = {
+    "CHECKS": "all,+ginit,+barexit,+shflsync",
+    "STRICT": "1",
+    "SCHED": "rev",
+    "BLOCKS": "order",
+    "STATS": "",
+}
 
 
 class Argmax(enum.IntEnum):  # as in problem.h
@@ -81,8 +99,10 @@ class Gpu:
     """
 
     def __init__(self, library: Path) -> None:
+        os.environ["PTXSIM_DEVICE"] = DEVICE  # is read in the first call
         self._library = ctypes.CDLL(str(library), mode=ctypes.RTLD_LOCAL)
         self._addresses: list[int] = []
+        self._options: dict[str, str] = {}
         self._library.ptxsim_malloc.restype = ctypes.c_void_p
         for name in ("last_message", *(f"{op}_name" for op in PROBLEMS)):
             self._function(name).restype = ctypes.c_char_p
@@ -90,10 +110,31 @@ class Gpu:
             self._function(f"{op}_wgrad_workspace").restype = ctypes.c_int64
         for op, problem in PROBLEMS.items():
             assert self._function(f"{op}_problem_bytes")() == ctypes.sizeof(problem)
+        self._set_options(OPTIONS)
 
-    def set_option(self, name: str, value: str) -> None:
-        """Sets an option of ptxsim's, as its README names them."""
-        assert self._library.ptxsim_option(name.encode(), value.encode()) == 0, (name, value)
+    @contextmanager
+    def options(self, **changed: str) -> Iterator[None]:
+        """Has ptxsim run otherwise in a ``with`` block; its README names the options."""
+        before = {name: self._options[name] for name in changed}
+        self._set_options(changed)
+        try:
+            yield
+        finally:
+            self._set_options(before)
+
+    @contextmanager
+    def counting(self) -> Iterator[list[dict[str, Any]]]:
+        """Gives a list that will hold the counters of the kernels launched in a ``with`` block."""
+        counters: list[dict[str, Any]] = []
+        with tempfile.NamedTemporaryFile("r", suffix=".json") as file:
+            with self.options(STATS=file.name):
+                yield counters
+            counters += map(json.loads, file)
+
+    def _set_options(self, options: dict[str, str]) -> None:
+        for name, value in options.items():
+            assert self._library.ptxsim_option(name.encode(), value.encode()) == 0, (name, value)
+        self._options |= options
 
     def algorithms(self, op: str) -> list[str]:
         """Their names, in the order of the registry."""

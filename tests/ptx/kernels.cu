@@ -1,4 +1,4 @@
-// A C interface to the small kernels of tests/emulator, and a kernel with a race. A new kernel
+// A C interface to the small kernels of tests/emulator, and kernels with a race. A new kernel
 // there is a function here and a row in tests/test_ptx.py.
 #include "../emulator/kernels.h"
 #include "attempt.h"
@@ -22,6 +22,9 @@ __global__ void reverse_lanes(const float* in, float* out) {
   if (kWaits) __syncwarp();
   out[threadIdx.x] = lanes[31 - threadIdx.x];
 }
+
+// Each block writes down as which one it comes.
+__global__ void line_up_blocks(int* come, int* places) { places[blockIdx.x] = atomicAdd(come, 1); }
 
 }  // namespace
 
@@ -116,6 +119,10 @@ Status reverse_with_barrier(const float* in, float* out) {
 
 Status reverse_without_barrier(const float* in, float* out) {
   return run([&] { cuda::launch<reverse_lanes<false>>(1, 32, 0, nullptr, in, out); });
+}
+
+Status line_up(int64_t blocks, int* come, int* places) {
+  return run([&] { cuda::launch<line_up_blocks>(dim3(blocks), 1, 0, nullptr, come, places); });
 }
 
 }  // extern "C"

@@ -113,9 +113,10 @@ class Tally {
 // ---- Convolution ----
 
 // One place to run a convolution: what to compute, of which dtype, in which layouts.
-struct Conv2dRun {
-  const Conv2dAlgorithm& algorithm;
-  const Conv2dData& data;
+template <class Algorithm, class Data>
+struct ConvRun {
+  const Algorithm& algorithm;
+  const Data& data;
   Dtype dtype;
   const Layouts& layouts;
   Tally& tally;
@@ -126,19 +127,23 @@ struct Conv2dRun {
   Tensor empty(const Sizes& sizes, Layout layout) const {
     return {element_of(dtype), sizes, result(layout)};
   }
-
-  // Gives the pass grad_output alone, and with the output of a ReLU.
-  template <class Body>
-  void with_gradient(const Body& body) const {
-    const Tensor grad = operand(data.output_sizes, layouts.output, data.grad_output);
-    const Tensor relu = operand(data.output_sizes, layouts.output, data.relu_output);
-    Conv2dProblem problem = data.problem;
-    problem.output = grad.strides();
-    body("", problem, grad.data(), nullptr, data.gradients);
-    problem.relu = relu.strides();
-    body(", relu", problem, grad.data(), relu.data(), data.gradients_of_relu);
-  }
 };
+
+using Conv2dRun = ConvRun<Conv2dAlgorithm, Conv2dData>;
+using Conv2dPoolRun = ConvRun<Conv2dPoolAlgorithm, Conv2dPoolData>;
+
+// Gives the pass grad_output alone, and with the output of a ReLU.
+template <class Body>
+void with_gradient(const Conv2dRun& run, const Body& body) {
+  const Conv2dData& data = run.data;
+  const Tensor grad = run.operand(data.output_sizes, run.layouts.output, data.grad_output);
+  const Tensor relu = run.operand(data.output_sizes, run.layouts.output, data.relu_output);
+  Conv2dProblem problem = data.problem;
+  problem.output = grad.strides();
+  body("", problem, grad.data(), nullptr, data.gradients);
+  problem.relu = relu.strides();
+  body(", relu", problem, grad.data(), relu.data(), data.gradients_of_relu);
+}
 
 void fprop(const Conv2dRun& run) {
   const Conv2dData& data = run.data;
@@ -176,8 +181,8 @@ void dgrad(const Conv2dRun& run) {
   const Conv2dData& data = run.data;
   if (data.input_sizes.count() == 0) return;
   const Tensor weight = run.operand(data.weight_sizes, run.layouts.weight, data.weight);
-  run.with_gradient([&](const char* variant, Conv2dProblem problem, const void* grad,
-                        const void* relu, const Conv2dData::Gradients& expected) {
+  with_gradient(run, [&](const char* variant, Conv2dProblem problem, const void* grad,
+                         const void* relu, const Conv2dData::Gradients& expected) {
     const Tensor grad_input = run.empty(data.input_sizes, run.layouts.input);
     problem.weight = weight.strides();
     problem.input = grad_input.strides();
@@ -194,8 +199,8 @@ void wgrad(const Conv2dRun& run) {
   const Conv2dData& data = run.data;
   if (data.weight_sizes.count() == 0) return;
   const Tensor input = run.operand(data.input_sizes, run.layouts.input, data.input);
-  run.with_gradient([&](const char* variant, Conv2dProblem problem, const void* grad,
-                        const void* relu, const Conv2dData::Gradients& expected) {
+  with_gradient(run, [&](const char* variant, Conv2dProblem problem, const void* grad,
+                         const void* relu, const Conv2dData::Gradients& expected) {
     const Tensor grad_weight = run.empty(data.weight_sizes, run.layouts.weight);
     problem.input = input.strides();
     problem.weight = grad_weight.strides();
@@ -210,13 +215,98 @@ void wgrad(const Conv2dRun& run) {
 }
 
 void bgrad(const Conv2dRun& run) {
-  run.with_gradient([&](const char* variant, const Conv2dProblem& problem, const void* grad,
-                        const void* relu, const Conv2dData::Gradients& expected) {
+  with_gradient(run, [&](const char* variant, const Conv2dProblem& problem, const void* grad,
+                         const void* relu, const Conv2dData::Gradients& expected) {
     const Tensor grad_bias = run.empty(run.data.bias_sizes(), Layout::nchw);
     run.tally.run(
         variant,
         [&] { run.algorithm.bgrad(problem, run.dtype, grad, relu, grad_bias.data(), nullptr); },
         {{&grad_bias, &expected.bias}});
+  });
+}
+
+// ---- Convolution, ReLU and pool ----
+
+void fprop(const Conv2dPoolRun& run) {
+  const Conv2dPoolData& data = run.data;
+  if (data.output_sizes.count() == 0) return;
+  const Tensor input = run.operand(data.conv.input_sizes, run.layouts.input, data.conv.input);
+  const Tensor weight = run.operand(data.conv.weight_sizes, run.layouts.weight, data.conv.weight);
+  const Tensor bias = run.operand(data.conv.bias_sizes(), Layout::sliced, data.conv.bias);
+  const Epilogue epilogue = {bias.data(), bias.strides().n, true};
+  for (const bool training : {false, true}) {
+    const Tensor output = run.empty(data.output_sizes, run.layouts.output);
+    const Tensor code(element_of_code(data.problem), data.output_sizes, result(run.layouts.output));
+    Conv2dPoolProblem problem = data.problem;
+    problem.conv.input = input.strides();
+    problem.conv.weight = weight.strides();
+    problem.pool.output = output.strides();
+    problem.pool.argmax = code.strides();
+    std::vector<std::pair<const Tensor*, const Values*>> results = {{&output, &data.output}};
+    if (training) results.emplace_back(&code, &data.code);
+    run.tally.run(
+        training ? ", training" : "",
+        [&] {
+          run.algorithm.fprop(problem, run.dtype, input.data(), weight.data(), epilogue,
+                              output.data(), training ? code.data() : nullptr, nullptr);
+        },
+        results);
+  }
+}
+
+// Gives the pass the gradient of the pooled output, and its code.
+template <class Body>
+void with_gradient(const Conv2dPoolRun& run, const Body& body) {
+  const Conv2dPoolData& data = run.data;
+  const Tensor grad = run.operand(data.output_sizes, run.layouts.output, data.grad_output);
+  const Tensor code(element_of_code(data.problem), data.output_sizes, run.layouts.output,
+                    data.code);
+  Conv2dPoolProblem problem = data.problem;
+  problem.pool.output = grad.strides();
+  problem.pool.argmax = code.strides();
+  body(problem, grad.data(), code.data());
+}
+
+void dgrad(const Conv2dPoolRun& run) {
+  const Conv2dData& conv = run.data.conv;
+  if (conv.input_sizes.count() == 0) return;
+  const Tensor weight = run.operand(conv.weight_sizes, run.layouts.weight, conv.weight);
+  const Tensor grad_input = run.empty(conv.input_sizes, run.layouts.input);
+  with_gradient(run, [&](Conv2dPoolProblem problem, const void* grad, const void* code) {
+    problem.conv.weight = weight.strides();
+    problem.conv.input = grad_input.strides();
+    run.tally.run("",
+                  [&] {
+                    run.algorithm.dgrad(problem, run.dtype, grad, code, weight.data(),
+                                        grad_input.data(), nullptr);
+                  },
+                  {{&grad_input, &run.data.gradients.input}});
+  });
+}
+
+void wgrad(const Conv2dPoolRun& run) {
+  const Conv2dData& conv = run.data.conv;
+  const Tensor input = run.operand(conv.input_sizes, run.layouts.input, conv.input);
+  const Tensor grad_weight = run.empty(conv.weight_sizes, run.layouts.weight);
+  with_gradient(run, [&](Conv2dPoolProblem problem, const void* grad, const void* code) {
+    problem.conv.input = input.strides();
+    problem.conv.weight = grad_weight.strides();
+    std::vector<char> workspace(wgrad_workspace(run.algorithm, problem, run.dtype));
+    run.tally.run("",
+                  [&] {
+                    run.algorithm.wgrad(problem, run.dtype, grad, code, input.data(),
+                                        grad_weight.data(), workspace.data(), nullptr);
+                  },
+                  {{&grad_weight, &run.data.gradients.weight}});
+  });
+}
+
+void bgrad(const Conv2dPoolRun& run) {
+  const Tensor grad_bias = run.empty(run.data.conv.bias_sizes(), Layout::nchw);
+  with_gradient(run, [&](const Conv2dPoolProblem& problem, const void* grad, const void* code) {
+    run.tally.run(
+        "", [&] { run.algorithm.bgrad(problem, run.dtype, grad, code, grad_bias.data(), nullptr); },
+        {{&grad_bias, &run.data.gradients.bias}});
   });
 }
 
@@ -380,11 +470,12 @@ struct Pass {
   void (*check)(const Run&);
 };
 
-const std::vector<Pass<Conv2dAlgorithm, Conv2dRun>> kConv2dPasses = {
-    {"fprop", [](const Conv2dAlgorithm& a) { return a.fprop != nullptr; }, fprop},
-    {"dgrad", [](const Conv2dAlgorithm& a) { return a.dgrad != nullptr; }, dgrad},
-    {"wgrad", [](const Conv2dAlgorithm& a) { return a.wgrad != nullptr; }, wgrad},
-    {"bgrad", [](const Conv2dAlgorithm& a) { return a.bgrad != nullptr; }, bgrad},
+template <class Algorithm, class Run>
+const std::vector<Pass<Algorithm, Run>> kConvPasses = {
+    {"fprop", [](const Algorithm& a) { return a.fprop != nullptr; }, fprop},
+    {"dgrad", [](const Algorithm& a) { return a.dgrad != nullptr; }, dgrad},
+    {"wgrad", [](const Algorithm& a) { return a.wgrad != nullptr; }, wgrad},
+    {"bgrad", [](const Algorithm& a) { return a.bgrad != nullptr; }, bgrad},
 };
 
 template <class Problem>
@@ -407,6 +498,14 @@ Conv2dProblem laid_out(const Conv2dData& data, const Layouts& layouts) {
   problem.input = strides_of(data.input_sizes, layouts.input);
   problem.weight = strides_of(data.weight_sizes, layouts.weight);
   problem.output = strides_of(data.output_sizes, layouts.output);
+  return problem;
+}
+
+Conv2dPoolProblem laid_out(const Conv2dPoolData& data, const Layouts& layouts) {
+  Conv2dPoolProblem problem = data.problem;
+  problem.conv.input = strides_of(data.conv.input_sizes, layouts.input);
+  problem.conv.weight = strides_of(data.conv.weight_sizes, layouts.weight);
+  problem.pool.output = problem.pool.argmax = strides_of(data.output_sizes, layouts.output);
   return problem;
 }
 
@@ -463,13 +562,16 @@ int run_grid(bool small, const std::string& wanted) {
   }
   start_threads(kThreads);
   const auto convs = settings_of<Conv2dData>(small ? kSmallConv2dCases : kConv2dCases, small);
+  const auto conv_pools =
+      settings_of<Conv2dPoolData>(small ? kSmallConv2dPoolCases : kConv2dPoolCases, small);
   const auto pools = settings_of<Pool2dData>(small ? kSmallPool2dCases : kPool2dCases, small);
-  Outcome outcome;
   const auto adaptive_pools = settings_of<AdaptivePool2dData>(
       small ? kSmallAdaptivePool2dCases : kAdaptivePool2dCases, small);
+  Outcome outcome;
   const auto check_backend = [&](const std::string& name, const auto& conv2d, const auto& pool2d,
                                  const auto& adaptive_pool2d) {
-    check_algorithms(name + " conv2d", conv2d, kConv2dPasses, convs, wanted, outcome);
+    check_algorithms(name + " conv2d", conv2d, kConvPasses<Conv2dAlgorithm, Conv2dRun>, convs,
+                     wanted, outcome);
     check_algorithms(name + " pool2d", pool2d, kPoolPasses<Pool2dProblem>, pools, wanted, outcome);
     check_algorithms(name + " adaptive_pool2d", adaptive_pool2d, kPoolPasses<AdaptivePool2dProblem>,
                      adaptive_pools, wanted, outcome);
@@ -478,6 +580,8 @@ int run_grid(bool small, const std::string& wanted) {
                 cpu::adaptive_pool2d_algorithms());
   check_backend("emulated", emulated::conv2d_algorithms(), emulated::pool2d_algorithms(),
                 emulated::adaptive_pool2d_algorithms());
+  check_algorithms("emulated conv2d_relu_pool2d", emulated::conv2d_pool_algorithms(),
+                   kConvPasses<Conv2dPoolAlgorithm, Conv2dPoolRun>, conv_pools, wanted, outcome);
   if (outcome.lines == 0) std::printf("no kernel is called %s\n", wanted.c_str());
   return outcome.good && outcome.lines > 0 ? 0 : 1;
 }

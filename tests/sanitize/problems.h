@@ -52,6 +52,23 @@ struct Pool2dCase {
   }
 };
 
+// Convolution, ReLU and pool in one; the pool's input is the convolution's output.
+struct Conv2dPoolCase {
+  const char* name;
+  Conv2dCase conv;
+  int R, S, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+  bool ceil_mode, average;
+
+  // All but the strides.
+  Conv2dPoolProblem problem() const {
+    const Conv2dProblem convolution = conv.problem();
+    const Pool2dCase pool = {
+        name,     convolution.N, convolution.K, convolution.P, convolution.Q, R,        S, stride_h,
+        stride_w, pad_h,         pad_w,         dilation_h,    dilation_w,    ceil_mode};
+    return {convolution, pool.problem(), average};
+  }
+};
+
 struct AdaptivePool2dCase {
   const char* name;
   int N, C, H, W, P, Q;
@@ -154,6 +171,47 @@ inline const std::vector<Pool2dCase> kSmallPool2dCases = {
     {"window_256",         1,  1, 19,  18, 16, 16,  2, 2,  8, 8,  1, 1,  false},
     {"halved_vectors",     1,  8,  7,  16,  2,  2,  2, 2,  0, 0,  1, 1,  false},
     {"vectors_overlap",    1,  8,  7,   5,  3,  3,  2, 2,  1, 1,  1, 1,  false},
+};
+
+// The convolution's sums are at most 256, which bfloat16 holds: rounding could make two equal.
+inline const std::vector<Conv2dPoolCase> kConv2dPoolCases = {
+    // conv                     N  C   H   W   K  R  S  stride  padding      dilation groups
+    //                 pool     R   S  stride padding dilation  ceil   average
+    {"one",          {"conv",   1, 1,  1,  1,  1, 1, 1,  1, 1,  0, 0, 0, 0,   1, 1,   1},
+                                1,  1,  1, 1,  0, 0,   1, 1,   false, false},
+    {"mnist",        {"conv",   2, 1, 28, 26,  6, 5, 5,  1, 1,  2, 2, 2, 2,   1, 1,   1},
+                                2,  2,  2, 2,  0, 0,   1, 1,   false, false},
+    {"overlapping",  {"conv",   2, 3, 13, 11,  5, 3, 3,  1, 1,  1, 1, 1, 1,   1, 1,   1},
+                                3,  3,  2, 2,  1, 1,   1, 1,   false, false},
+    {"ceil_groups",  {"conv",   2, 4, 10,  9,  6, 2, 3,  1, 2,  0, 0, 2, 2,   1, 1,   2},
+                                2,  3,  2, 2,  0, 0,   1, 1,   true,  false},
+    {"gaps",         {"conv",   1, 2, 17, 19,  3, 3, 2,  2, 1,  1, 0, 0, 1,   1, 2,   1},
+                                2,  2,  3, 4,  0, 0,   1, 1,   false, false},
+    {"dilated",      {"conv",   1, 2, 13, 12,  3, 2, 2,  1, 1,  0, 0, 0, 0,   1, 1,   1},
+                                2,  3,  1, 2,  0, 1,   3, 2,   false, false},
+    {"only_padding", {"conv",   2, 1,  3,  6,  3, 2, 2,  1, 1,  0, 0, 0, 0,   1, 1,   1},
+                                2,  2,  1, 1,  1, 1,   3, 3,   false, false},
+    {"wide_code",    {"conv",   1, 2, 20, 23,  2, 1, 1,  1, 1,  0, 0, 0, 0,   1, 1,   1},
+                               15, 17,  3, 2,  0, 0,   1, 1,   false, false},
+    {"no_images",    {"conv",   0, 3,  9,  8,  4, 3, 3,  1, 1,  1, 1, 1, 1,   1, 1,   1},
+                                2,  2,  2, 2,  0, 0,   1, 1,   false, false},
+    {"average",      {"conv",   2, 1, 28, 26,  6, 5, 5,  1, 1,  2, 2, 2, 2,   1, 1,   1},
+                                2,  2,  2, 2,  0, 0,   1, 1,   false, true},
+    {"averages",     {"conv",   1, 3, 12, 11,  5, 3, 3,  1, 1,  1, 1, 1, 1,   1, 1,   1},
+                                2,  4,  1, 3,  1, 1,   1, 1,   true,  true},
+    {"average_wide", {"conv",   2, 2, 11, 13,  4, 3, 3,  1, 1,  0, 0, 0, 0,   1, 1,   2},
+                                3,  3,  2, 2,  1, 1,   1, 1,   false, true},
+};
+
+inline const std::vector<Conv2dPoolCase> kSmallConv2dPoolCases = {
+    {"halved",       {"conv",   1, 1, 12, 13,  2, 3, 3,  1, 1,  1, 1, 1, 1,   1, 1,   1},
+                                2,  2,  2, 2,  0, 0,   1, 1,   false, false},
+    {"wide_code",    {"conv",   1, 2, 20, 19,  2, 1, 1,  1, 1,  0, 0, 0, 0,   1, 1,   1},
+                               15, 17,  3, 2,  0, 0,   1, 1,   false, false},
+    {"averages",     {"conv",   1, 2, 11,  9,  2, 2, 2,  1, 1,  1, 1, 0, 0,   1, 1,   2},
+                                2,  2,  1, 2,  1, 1,   1, 1,   true,  true},
+    {"average_wide", {"conv",   1, 1, 11, 13,  2, 3, 3,  1, 1,  0, 0, 0, 0,   1, 1,   1},
+                                3,  3,  2, 2,  1, 1,   1, 1,   false, true},
 };
 
 inline const std::vector<AdaptivePool2dCase> kAdaptivePool2dCases = {

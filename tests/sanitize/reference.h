@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <limits>
 #include <numeric>
+#include <utility>
 
 #include "problems.h"
 #include "tensor.h"
@@ -49,6 +50,20 @@ struct Conv2dData {
     return result;
   }
 
+  // What the gradient of the output gives.
+  Gradients differentiate(const Values& gradient) const {
+    Gradients result = {Values(input.size(), 0), Values(weight.size(), 0), Values(bias.size(), 0)};
+    for_each_product([&](auto o, auto f, auto i) {
+      result.input[i] += gradient[o] * weight[f];
+      result.weight[f] += gradient[o] * input[i];
+    });
+    std::size_t i = 0;
+    for_each_element(output_sizes, [&](int, int k, int, int) {
+      result.bias[static_cast<std::size_t>(k)] += gradient[i++];
+    });
+    return result;
+  }
+
   const char* name;
   Conv2dProblem problem;
   Sizes input_sizes, weight_sizes, output_sizes;
@@ -85,19 +100,6 @@ struct Conv2dData {
     Values open = grad_output;
     for (std::size_t i = 0; i < open.size(); ++i) open[i] = relu_output[i] <= 0 ? 0 : open[i];
     return open;
-  }
-
-  Gradients differentiate(const Values& gradient) const {
-    Gradients result = {Values(input.size(), 0), Values(weight.size(), 0), Values(bias.size(), 0)};
-    for_each_product([&](auto o, auto f, auto i) {
-      result.input[i] += gradient[o] * weight[f];
-      result.weight[f] += gradient[o] * input[i];
-    });
-    std::size_t i = 0;
-    for_each_element(output_sizes, [&](int, int k, int, int) {
-      result.bias[static_cast<std::size_t>(k)] += gradient[i++];
-    });
-    return result;
   }
 };
 
@@ -157,11 +159,15 @@ class PoolData {
  public:
   template <class Case>
   PoolData(const Case& chosen, bool planes_equal)
-      : name(chosen.name),
-        problem(chosen.problem()),
-        input_sizes{problem.N, problem.C, problem.H, problem.W},
+      : PoolData(chosen.name, chosen.problem(),
+                 small_integers(sizes_of_input(chosen.problem()), 1, planes_equal), planes_equal) {}
+
+  PoolData(const char* its_name, const Problem& its_problem, Values its_input, bool planes_equal)
+      : name(its_name),
+        problem(its_problem),
+        input_sizes(sizes_of_input(problem)),
         output_sizes{problem.N, problem.C, problem.P, problem.Q},
-        input(small_integers(input_sizes, 1, planes_equal)),
+        input(std::move(its_input)),
         grad_output(small_integers(output_sizes, 2, planes_equal)),
         planes_equal_(planes_equal) {
     find_maxima();
@@ -183,24 +189,26 @@ class PoolData {
   }
   Averages averages(const Average& average) const {
     const auto scale = static_cast<double>(common_multiple(average));
-    Averages result = {small_integers(input_sizes, 3, planes_equal_, scale),
-                       small_integers(output_sizes, 4, planes_equal_, scale),
-                       Values(grad_output.size(), 0), Values(input.size(), 0)};
+    return averages_of(small_integers(input_sizes, 3, planes_equal_, scale), average);
+  }
+  // Of a given input, whose averages are rounded.
+  Averages averages_of(const Values& pixels, const Average& average) const {
+    const auto scale = static_cast<double>(common_multiple(average));
+    Averages result = {pixels, small_integers(output_sizes, 4, planes_equal_, scale),
+                       Values(grad_output.size(), 0), Values(pixels.size(), 0)};
     for_each_tap([&](std::size_t out, std::size_t in, int p, int q, int, int) {
-      const auto size = static_cast<double>(divisor_of(problem, average, p, q));
-      result.output[out] += result.input[in] / size;
-      result.grad_input[in] += result.grad_output[out] / size;
+      result.output[out] += result.input[in];
+      result.grad_input[in] +=
+          result.grad_output[out] / static_cast<double>(divisor_of(problem, average, p, q));
+    });
+    std::size_t out = 0;
+    for_each_element(output_sizes, [&](int, int, int p, int q) {
+      const auto divisor = static_cast<double>(divisor_of(problem, average, p, q));
+      result.output[out++] /= divisor == 0 ? 1 : divisor;
     });
     return result;
   }
 
-  const char* name;
-  Problem problem;
-  Sizes input_sizes, output_sizes;
-  Values input, grad_output;
-  Values maxima, grad_input, gathered;  // gathered: input where the maxima lie
-
- private:
   // Calls body(output, input, p, q, r, s) for each pixel of each window.
   template <class Body>
   void for_each_tap(const Body& body) const {
@@ -215,6 +223,17 @@ class PoolData {
              q, r, s);
       });
     });
+  }
+
+  const char* name;
+  Problem problem;
+  Sizes input_sizes, output_sizes;
+  Values input, grad_output;
+  Values maxima, grad_input, gathered;  // gathered: input where the maxima lie
+
+ private:
+  static Sizes sizes_of_input(const Problem& problem) {
+    return {problem.N, problem.C, problem.H, problem.W};
   }
 
   void find_maxima() {
@@ -264,5 +283,54 @@ class PoolData {
 
 using Pool2dData = PoolData<Pool2dProblem>;
 using AdaptivePool2dData = PoolData<AdaptivePool2dProblem>;
+
+// ---- Convolution, ReLU and pool ----
+
+// The pool of Conv2dData's output. ReLU passes the gradient of positive pixels alone.
+struct Conv2dPoolData {
+  Conv2dPoolData(const Conv2dPoolCase& chosen, bool planes_equal)
+      : name(chosen.name), problem(chosen.problem()), conv(chosen.conv, planes_equal) {
+    const Pool2dData pool(name, problem.pool, conv.finished(true, true), planes_equal);
+    output_sizes = pool.output_sizes;
+    if (problem.average)
+      set_averages(pool);
+    else
+      set_maxima(pool);
+  }
+
+  const char* name;
+  Conv2dPoolProblem problem;
+  Conv2dData conv;
+  Sizes output_sizes;
+  Values output, code, grad_output;
+  Conv2dData::Gradients gradients;
+
+ private:
+  void set_maxima(const Pool2dData& pool) {
+    output = pool.maxima;
+    code = pool.argmax(Argmax::int32);
+    for (std::size_t i = 0; i < code.size(); ++i)
+      if (output[i] <= 0) code[i] = problem.wide_code() ? -1 : 255;  // kReluClosed
+    grad_output = pool.grad_output;
+    gradients = conv.differentiate(of_positive(pool.input, pool.grad_input));
+  }
+
+  void set_averages(const Pool2dData& pool) {
+    const auto averages = pool.averages_of(pool.input, {false, 0});
+    output = averages.output;
+    code.assign(output.size(), 0);
+    pool.for_each_tap([&](std::size_t out, std::size_t in, int, int, int r, int s) {
+      if (pool.input[in] > 0) code[out] += 1u << (r * problem.pool.S + s);
+    });
+    grad_output = averages.grad_output;
+    gradients = conv.differentiate(of_positive(pool.input, averages.grad_input));
+  }
+
+  static Values of_positive(const Values& pixels, Values gradient) {
+    for (std::size_t i = 0; i < pixels.size(); ++i)
+      if (pixels[i] <= 0) gradient[i] = 0;
+    return gradient;
+  }
+};
 
 }  // namespace cnnkernels

@@ -70,6 +70,10 @@ inline Element element_of(Argmax kind) {
   return kind == Argmax::int32 ? Element::int32 : Element::int64;
 }
 
+inline Element element_of_code(const Conv2dPoolProblem& problem) {
+  return problem.wide_code() ? Element::int32 : Element::uint8;
+}
+
 // Calls body(T{}, Wide{}): a value goes to T by way of Wide.
 template <class Body>
 auto with_element(Element element, const Body& body) {
