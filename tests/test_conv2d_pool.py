@@ -52,11 +52,16 @@ LAYOUTS = {
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
 
-def fused(kind, conv, pool):
+def call_of(kind, conv, pool):
+    """The function's name and its arguments beside the tensors."""
     names = {"kernel_size", "stride", "padding", "dilation"}
     kwargs = {f"pool_{n}" if n in names else n: value for n, value in pool.items()}
-    function = getattr(ours, f"conv2d_relu_{kind}_pool2d")
-    return lambda *tensors: function(*tensors, **conv, **kwargs)
+    return f"conv2d_relu_{kind}_pool2d", conv | kwargs
+
+
+def fused(kind, conv, pool):
+    name, kwargs = call_of(kind, conv, pool)
+    return lambda *tensors: getattr(ours, name)(*tensors, **kwargs)
 
 
 def sequence(kind, conv, pool, module=F):
@@ -108,6 +113,28 @@ def test_exact_on_whole_numbers(backend, kind, problem, divisor, dtype, layout):
             torch.testing.assert_close(result, reference, rtol=1e-13, atol=1e-13)
         else:
             torch.testing.assert_close(result, reference)
+
+
+@pytest.mark.parametrize("algorithm", ["tiled", "direct"])
+@pytest.mark.parametrize(("kind", "problem", "divisor"), CASES)
+def test_each_algorithm_is_exact(kind, problem, divisor, algorithm):
+    *_, conv, pool = problem
+    pool = pool | divisor
+    tensors = operands(problem, torch.float64, "cpu", integers)
+    function = fused(kind, conv, pool)
+    name, kwargs = call_of(kind, conv, pool)
+    with cnnkernels.emulate_cuda():
+        candidates = cnnkernels.algorithms(name, *tensors, **kwargs)
+    if next(c for c in candidates if c.algorithm == algorithm).unsupported:
+        pytest.skip(f"not for {algorithm}")
+    with cnnkernels.profile() as profile, cnnkernels.algorithm(algorithm):
+        results = with_gradients(function, tensors)
+    passes = {"fprop", "dgrad", "wgrad"} if tensors[0].numel() else set()
+    names = {kernel.kernel for kernel in profile.kernels}
+    assert all(any(f"{algorithm}_{one}" in name for name in names) for one in passes)
+    expected = with_gradients(sequence(kind, conv, pool), tensors)
+    for result, reference in zip(results, expected, strict=True):
+        torch.testing.assert_close(result, reference, rtol=1e-13, atol=1e-13)
 
 
 @pytest.mark.parametrize(("kind", "problem", "divisor"), CASES)
@@ -167,7 +194,8 @@ def test_one_kernel_a_pass_and_nothing_but_results_is_stored():
     assert kernel.global_store.bytes == pooled * (4 + 1)
     assert inference.kernels[0].global_store.bytes == pooled * 4
     stored = sum(kernel.global_store.bytes for kernel in backward.kernels)
-    assert stored == 4 * (input.numel() + weight.numel())
+    partial_sums = weight.numel()  # of the one chunk of outputs that there is
+    assert stored == 4 * (input.numel() + weight.numel() + partial_sums)
 
 
 @pytest.mark.parametrize("kind", ["max", "avg"])

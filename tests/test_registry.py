@@ -18,7 +18,7 @@ REQUIRED = {
     },
     "emulated": {
         "conv2d": {"tiled": CONV_PASSES - {"bgrad"}, "direct": CONV_PASSES},
-        "conv2d_relu_pool2d": {"direct": CONV_PASSES},
+        "conv2d_relu_pool2d": {"tiled": CONV_PASSES - {"bgrad"}, "direct": CONV_PASSES},
         "pool2d": {"vector": VECTOR_PASSES, "direct": POOL_PASSES},
         "adaptive_pool2d": {
             "block": {"avg_forward"},

@@ -23,6 +23,8 @@ struct GradOutput {
   const T* grad;
   const T* relu;  // saved output of conv+ReLU, or null
 
+  static constexpr int kUnroll = 8;  // where a loop over gradients should be unrolled
+
   struct Column {
     const T* grad;
     const T* relu;

@@ -95,22 +95,27 @@ void pool_fprop(const Conv2dPoolProblem& problem, Dtype dtype, const void* input
 
 void pool_dgrad(const Conv2dPoolProblem& problem, Dtype dtype, const void* grad_output,
                 const void* code, const void* weight, void* grad_input, Stream stream) {
-  with_pooled_gradient(problem, dtype, grad_output, code, [&](auto zero, const auto& gradient) {
-    launch_dgrad<decltype(zero)>(problem.conv, gradient, weight, grad_input, stream);
+  with_dtype(dtype, [&](auto zero) {
+    using T = decltype(zero);
+    launch_dgrad<T>(problem.conv, pooled_grad_of<T>(problem, grad_output, code), weight, grad_input,
+                    stream);
   });
 }
 
 void pool_wgrad(const Conv2dPoolProblem& problem, Dtype dtype, const void* grad_output,
                 const void* code, const void* input, void* grad_weight, void*, Stream stream) {
-  with_pooled_gradient(problem, dtype, grad_output, code, [&](auto zero, const auto& gradient) {
-    launch_wgrad<decltype(zero)>(problem.conv, gradient, input, grad_weight, stream);
+  with_dtype(dtype, [&](auto zero) {
+    using T = decltype(zero);
+    launch_wgrad<T>(problem.conv, pooled_grad_of<T>(problem, grad_output, code), input, grad_weight,
+                    stream);
   });
 }
 
 void pool_bgrad(const Conv2dPoolProblem& problem, Dtype dtype, const void* grad_output,
                 const void* code, void* grad_bias, Stream stream) {
-  with_pooled_gradient(problem, dtype, grad_output, code, [&](auto zero, const auto& gradient) {
-    launch_bgrad<decltype(zero)>(problem.conv, gradient, grad_bias, stream);
+  with_dtype(dtype, [&](auto zero) {
+    using T = decltype(zero);
+    launch_bgrad<T>(problem.conv, pooled_grad_of<T>(problem, grad_output, code), grad_bias, stream);
   });
 }
 

@@ -18,10 +18,11 @@
 //          where the stride is 2), 4 warps below each other. Of each filter's gradient a tile with
 //          its halo is staged.
 //   wgrad  a block per chunk of a few such tiles of outputs, whose warps have some filters each. A
-//          lane keeps the gradients of its column in registers and all taps' sums of its filters
-//          (2 x 7x7, 4 x 5x5 or 8 x 3x3); down the column, R x S pixels slide through registers. At
-//          the end of a chunk lanes add up, and a second kernel adds the chunks: both in an order
-//          fixed by the problem, so that the bits are the same every run.
+//          lane keeps all taps' sums of its filters (2 x 7x7, 4 x 5x5 or 8 x 3x3) in registers, and
+//          lays the gradients of its column by in shared memory; down the column, R x S pixels
+//          slide through registers. At the end of a chunk lanes add up, and a second kernel adds
+//          the chunks: both in an order fixed by the problem, so that the bits are the same every
+//          run.
 //   bgrad  is left to `direct`.
 //
 // Cost: 2 * N*K*P*Q * C*R*S FLOP a pass. In fprop, a column of 12 pixels and 5 x 8 taps are 12 + 10
@@ -265,10 +266,10 @@ struct StoredOutput {
 
 // Blocks of an SM, at least: a thread can have 128 registers, or 168 in float64.
 template <class A>
-constexpr int kFpropBlocks = sizeof(A) > sizeof(float) ? 3 : 4;
+constexpr int kTiledBlocks = sizeof(A) > sizeof(float) ? 3 : 4;
 
 template <class T, class Output, int kR, int kStride>
-__global__ void __launch_bounds__(kWarpSize* kTileWarps, kFpropBlocks<Accumulator<T>>)
+__global__ void __launch_bounds__(kWarpSize* kTileWarps, kTiledBlocks<Accumulator<T>>)
     conv2d_tiled_fprop(Conv2dProblem problem, const T* __restrict__ input,
                        const T* __restrict__ weight, Epilogue epilogue, Output output) {
   using A = Accumulator<T>;
@@ -355,7 +356,7 @@ __device__ void add_filter(const Conv2dProblem& problem, const Size& size, const
 
 // Block y is channel y.
 template <class T, class Gradient, int kR, int kStride>
-__global__ void __launch_bounds__(kWarpSize* kTileWarps, 4)
+__global__ void __launch_bounds__(kWarpSize* kTileWarps, kTiledBlocks<Accumulator<T>>)
     conv2d_tiled_dgrad(Conv2dProblem problem, Gradient grad_output, const T* __restrict__ weight,
                        T* __restrict__ grad_input) {
   using A = Accumulator<T>;
@@ -413,7 +414,7 @@ constexpr int kSumTaps = kR > 0 ? kR* kR : 1;
 // The filters of a thread, in as many registers as there are.
 template <int kR, class A>
 constexpr int kSumFilters = (kSumTaps<kR> > 25  ? 2
-                             : kSumTaps<kR> > 1 ? 4
+                             : kSumTaps<kR> > 9 ? 4
                                                 : 8) *
                             sizeof(float) / sizeof(A);
 
@@ -425,20 +426,25 @@ struct Chunk {
       : first(index * tiles_per_chunk), end(min(first + tiles_per_chunk, tiles)) {}
 };
 
-// A column of gradients, of each of a thread's filters; zero where there is none.
-template <class Gradient, class A, int kFilters>
+// Where in a warp's shared memory the lane's gradient of a filter and a row is.
+__device__ inline int place_of_gradient(int k, int row) {
+  return (k * kThreadRows + row) * kWarpSize + threadIdx.x;
+}
+
+// The lane's column of gradients, of each of the thread's filters; zero where there is none. They
+// wait in shared memory, since the code that gathers a pooled one is too long to be unrolled.
+template <int kFilters, class Gradient, class A>
 __device__ void load_column(const Conv2dProblem& problem, const Gradient& grad_output,
-                            const TilePosition& at, int first_k,
-                            A (&gradient)[kFilters][kThreadRows]) {
+                            const TilePosition& at, int first_k, A* of_warp) {
   const int q = at.column + threadIdx.x;
-#pragma unroll
+#pragma unroll 1
   for (int k = 0; k < kFilters; ++k) {
     const auto column = grad_output.column(problem, at.n, first_k + k, q);
     const bool in_image = inside(q, problem.Q) && first_k + k < problem.K;
-#pragma unroll
+#pragma unroll(Gradient::kUnroll)
     for (int row = 0; row < kThreadRows; ++row) {
       const bool is_output = in_image && at.row + row < problem.P;
-      gradient[k][row] = is_output ? column.at(at.row + row) : A(0);
+      of_warp[place_of_gradient(k, row)] = is_output ? column.at(at.row + row) : A(0);
     }
   }
 }
@@ -446,8 +452,7 @@ __device__ void load_column(const Conv2dProblem& problem, const Gradient& grad_o
 // Adds the products of the gradients and the pixels that they meet, for the taps from (r, s) on.
 template <int kR, class Size, class A, int kFilters>
 __device__ void add_products(const Size& size, const A* pixels, int rows, int r, int s,
-                             const A (&gradient)[kFilters][kThreadRows],
-                             A (&sums)[kFilters][kSumTaps<kR>]) {
+                             const A* gradients, A (&sums)[kFilters][kSumTaps<kR>]) {
   constexpr int kTaps = kR > 0 ? kR : 1;
   A window[kTaps][kTaps] = {};
 #pragma unroll
@@ -468,10 +473,10 @@ __device__ void add_products(const Size& size, const A* pixels, int rows, int r,
     }
 #pragma unroll
     for (int k = 0; k < kFilters; ++k) {
+      const A gradient = gradients[place_of_gradient(k, row)];
 #pragma unroll
       for (int tap = 0; tap < kTaps * kTaps; ++tap)
-        sums[k][tap] =
-            multiply_add(gradient[k][row], window[tap / kTaps][tap % kTaps], sums[k][tap]);
+        sums[k][tap] = multiply_add(gradient, window[tap / kTaps][tap % kTaps], sums[k][tap]);
     }
   }
 }
@@ -512,8 +517,10 @@ __global__ void __launch_bounds__(kWarpSize* kWgradWarps<Accumulator<T>>,
   using A = Accumulator<T>;
   using Size = TiledSize<kR, kStride>;
   constexpr int kFilters = kSumFilters<kR, A>, kTaps = kSumTaps<kR>;
+  constexpr int kGradients = kFilters * kThreadRows * kWarpSize, kSums = kTaps * kLaneSumPitch;
   SHARED_ARRAY(A, pixels, [Size::kTileRows * Size::kTilePitch]);
-  SHARED_ARRAY(A, lane_sums, [kWgradWarps<A>][kTaps * kLaneSumPitch]);
+  SHARED_ARRAY(A, of_warps, [kWgradWarps<A>][kGradients > kSums ? kGradients : kSums]);
+  A* of_warp = of_warps[threadIdx.y];  // gradients, and in the end its sums
   const Size size(problem);
   const int first_k = (blockIdx.y * blockDim.y + threadIdx.y) * kFilters;
   const int c = blockIdx.z % problem.C, first_tap = blockIdx.z / problem.C;
@@ -523,12 +530,11 @@ __global__ void __launch_bounds__(kWarpSize* kWgradWarps<Accumulator<T>>,
   const Chunk chunk(blockIdx.x, tiles_per_chunk, tiles);
   for (int tile = chunk.first; tile < chunk.end; ++tile) {
     const TilePosition at(tile, problem.P, problem.Q, kThreadRows, kWarpSize);
-    A gradient[kFilters][kThreadRows];
-    load_column(problem, grad_output, at, first_k, gradient);
+    load_column<kFilters>(problem, grad_output, at, first_k, of_warp);
     load_pixels(problem, size, at, c, input, pixels);
     __syncthreads();
     if (inside(at.column + threadIdx.x, problem.Q))
-      add_products<kR>(size, pixels, problem.P - at.row, r, s, gradient, sums);
+      add_products<kR>(size, pixels, problem.P - at.row, r, s, of_warp, sums);
     __syncthreads();  // all have read before the next tile is written
   }
 
@@ -536,7 +542,7 @@ __global__ void __launch_bounds__(kWarpSize* kWgradWarps<Accumulator<T>>,
   A* results = partials + (filter * problem.C + c) * problem.R * problem.S + first_tap;
 #pragma unroll
   for (int k = 0; k < kFilters; ++k, results += problem.C * problem.R * problem.S) {
-    if (first_k + k < problem.K) add_lanes(sums[k], lane_sums[threadIdx.y], results);
+    if (first_k + k < problem.K) add_lanes(sums[k], of_warp, results);
     __syncwarp();  // all have read before the next filter's are written
   }
 }
@@ -634,6 +640,7 @@ void launch_wgrad(const Conv2dProblem& problem, const Gradient& grad_output, con
   const Chunks chunks(problem);
   auto* partials = static_cast<A*>(workspace);
   with_size(problem, problem.R == problem.S ? problem.R : 0, [&](auto R, auto stride) {
+    if (chunks.count == 0) return;
     const auto warps = ceil_divide(problem.K, kSumFilters<R.value, A>);
     const auto blocks = ceil_divide(warps, kWgradWarps<A>);
     const int taps = problem.R * problem.S / kSumTaps<R.value>;

@@ -7,6 +7,7 @@ namespace cnnkernels::CNN_TARGET {
 
 Conv2dAlgorithm conv2d_tiled();
 Conv2dAlgorithm conv2d_direct();
+Conv2dPoolAlgorithm conv2d_pool_tiled();
 Conv2dPoolAlgorithm conv2d_pool_direct();
 Pool2dAlgorithm pool2d_vector();
 Pool2dAlgorithm pool2d_direct();
@@ -15,7 +16,9 @@ AdaptivePool2dAlgorithm adaptive_pool2d_vector();
 AdaptivePool2dAlgorithm adaptive_pool2d_direct();
 
 std::vector<Conv2dAlgorithm> conv2d_algorithms() { return {conv2d_tiled(), conv2d_direct()}; }
-std::vector<Conv2dPoolAlgorithm> conv2d_pool_algorithms() { return {conv2d_pool_direct()}; }
+std::vector<Conv2dPoolAlgorithm> conv2d_pool_algorithms() {
+  return {conv2d_pool_tiled(), conv2d_pool_direct()};
+}
 std::vector<Pool2dAlgorithm> pool2d_algorithms() { return {pool2d_vector(), pool2d_direct()}; }
 std::vector<AdaptivePool2dAlgorithm> adaptive_pool2d_algorithms() {
   return {adaptive_pool2d_block(), adaptive_pool2d_vector(), adaptive_pool2d_direct()};
