@@ -22,21 +22,22 @@ class GPU:
     """Peak rates: bytes/s of its memory, FLOP/s in float32, FLOP/s of its tensor cores in float16.
 
     The tensor cores' rate is that of dense matrices and float32 sums; bfloat16's is the same,
-    tf32's half of it.
+    tf32's half of it. `issue` is of warp instructions/s: one a cycle by each SM's four schedulers.
     """
 
     bandwidth: float
     float32: float
     tensor: float
+    issue: float
 
 
 # From NVIDIA's data sheets of the A100 80 GB SXM, H100 SXM and T4, and, for the RTX 4090, from the
 # Ada architecture's whitepaper.
 GPUS = {
-    "A100": GPU(2039e9, 19.5e12, 312e12),
-    "H100": GPU(3350e9, 66.9e12, 989.4e12),
-    "RTX 4090": GPU(1008e9, 82.6e12, 165.2e12),
-    "T4": GPU(320e9, 8.1e12, 65e12),
+    "A100": GPU(2039e9, 19.5e12, 312e12, issue=4 * 108 * 1.41e9),
+    "H100": GPU(3350e9, 66.9e12, 989.4e12, issue=4 * 132 * 1.98e9),
+    "RTX 4090": GPU(1008e9, 82.6e12, 165.2e12, issue=4 * 128 * 2.52e9),
+    "T4": GPU(320e9, 8.1e12, 65e12, issue=4 * 40 * 1.59e9),
 }
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cnnkernels.profiling import GPU, GPUS
 from ptx.build import build, find_tools
 from ptx.gpu import Conv2dPoolProblem, Conv2dProblem, Gpu
 from ptx.passes import Pass, random_conv2d, random_conv2d_pool, random_pools, run
@@ -64,6 +65,27 @@ class Launch:
         """The bytes of all sectors over those of the pass's tensors."""
         sectors = sum(self.counters[f"global_{way}_sectors"] for way in ("load", "store"))
         return sectors * SECTOR_BYTES / least_bytes(self.which)
+
+    def roofline_share(self, gpu: GPU) -> float:
+        """A prediction: the least time that the pass could take over what the kernel would.
+
+        The kernel is taken to be bound by the slowest of what the GPU does side by side: issue of
+        instructions, arithmetic, the L1 cache and shared memory (a wavefront, or 4 sectors, a cycle
+        of an SM, a quarter of its issue rate), and memory, from which each byte comes once. Latency
+        and an SM without work are not in it.
+        """
+        fma_flop, mma_flop = 64 * self.warp_instructions("fma"), self.counters["mma_flop"]
+        sectors = sum(self.counters[f"global_{way}_sectors"] for way in ("load", "store"))
+        wavefronts = sum(self.counters[f"shared_{way}_wavefronts"] for way in ("load", "store"))
+        memory = least_bytes(self.which) / gpu.bandwidth
+        takes = max(
+            self.counters["warp_instructions"] / gpu.issue,
+            fma_flop / gpu.float32 + mma_flop / gpu.tensor,
+            (sectors / 4 + wavefronts) / (gpu.issue / 4),
+            memory,
+        )
+        peak = gpu.tensor if mma_flop else gpu.float32
+        return max(2 * products(self.which) / peak, memory) / takes
 
     @property
     def barriers(self) -> float | None:
@@ -151,12 +173,15 @@ COLUMNS: dict[str, Callable[[Launch], float | None]] = {
     "shared load wf/req": lambda launch: launch.per_request("shared_load", "wavefronts"),
     "shared store wf/req": lambda launch: launch.per_request("shared_store", "wavefronts"),
     "barriers": lambda launch: launch.barriers,
+    "A100": lambda launch: launch.roofline_share(GPUS["A100"]),
+    "H100": lambda launch: launch.roofline_share(GPUS["H100"]),
 }
 LEGEND = """
 instr/FMA: warp instructions of PTX a multiply-add, or an mma; FMA: multiply-adds of threads over
 those that the problem has; sect/req: 32-byte sectors a warp's request touches; traffic: bytes of
 all sectors, caches not counted, over the size of the pass's tensors; wf/req: passes over the banks
-a request takes, of 16 bytes a thread at least 4; barriers: of each block.
+a request takes, of 16 bytes a thread at least 4; barriers: of each block; A100, H100: the share of
+the roofline that these counts predict.
 """
 
 
