@@ -29,6 +29,7 @@ class Launch:
     which: Pass
     algorithm: str
     counters: dict[str, Any]
+    first: bool  # of the pass: what follows it adds up its sums
 
     @property
     def kernel(self) -> str:
@@ -66,7 +67,7 @@ class Launch:
         sectors = sum(self.counters[f"global_{way}_sectors"] for way in ("load", "store"))
         return sectors * SECTOR_BYTES / least_bytes(self.which)
 
-    def roofline_share(self, gpu: GPU) -> float:
+    def roofline_share(self, gpu: GPU) -> float | None:
         """A prediction: the least time that the pass could take over what the kernel would.
 
         The kernel is taken to be bound by the slowest of what the GPU does side by side: issue of
@@ -74,6 +75,8 @@ class Launch:
         of an SM, a quarter of its issue rate), and memory, from which each byte comes once. Latency
         and an SM without work are not in it.
         """
+        if not self.first:
+            return None
         fma_flop, mma_flop = 64 * self.warp_instructions("fma"), self.counters["mma_flop"]
         sectors = sum(self.counters[f"global_{way}_sectors"] for way in ("load", "store"))
         wavefronts = sum(self.counters[f"shared_{way}_wavefronts"] for way in ("load", "store"))
@@ -85,7 +88,8 @@ class Launch:
             memory,
         )
         peak = gpu.tensor if mma_flop else gpu.float32
-        return max(2 * products(self.which) / peak, memory) / takes
+        flop = 2 * products(self.which) if fma_flop or mma_flop else 0
+        return max(flop / peak, memory) / takes
 
     @property
     def barriers(self) -> float | None:
@@ -102,7 +106,8 @@ def launches(gpu: Gpu, passes: Iterator[Pass]) -> Iterator[Launch]:
                 algorithm, _ = next(algorithms, (None, None))
             if algorithm is None:
                 break
-            yield from (Launch(which, algorithm, counters) for counters in counted)
+            for index, counters in enumerate(counted):
+                yield Launch(which, algorithm, counters, first=index == 0)
 
 
 def least_bytes(which: Pass) -> int:
