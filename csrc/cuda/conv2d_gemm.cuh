@@ -21,7 +21,7 @@
 namespace cnnkernels::CNN_TARGET {
 
 // Bits for rows of taps, then for columns, then kBeyond.
-constexpr int kMostTaps = 15;
+constexpr int kMostGatherTaps = 15;
 
 // The gradient of the convolution's sum behind a ReLU: GradOutput, by offsets.
 template <class T>
@@ -35,7 +35,7 @@ struct Masked {
   };
   template <int kWidth>
   struct Raw {
-    Pack<T, kWidth> grad, relu;
+    Elements<T, kWidth> grad, relu;
   };
 
   const T *grad, *relu;
@@ -50,7 +50,7 @@ struct Masked {
   template <int kWidth>
   __device__ static void load(const Pointer& origin, const Near& row, const Near& depth, bool open,
                               Raw<kWidth>& raw) {
-    using Access = Pack<T, kWidth>;
+    using Access = Elements<T, kWidth>;
     const T* grad = origin.grad + (row.offset + depth.offset);
     const T* relu = origin.relu + (row.mask_offset + depth.mask_offset);
     raw.grad = open ? *reinterpret_cast<const Access*>(grad) : Access{};
@@ -180,14 +180,14 @@ struct PixelGemm {
     const auto [n, i, j] = pixel(index);
     return {first_source + source.at(n, 0, h.start(i), w.start(j)),
             first_mask + mask.at(n, 0, h.start(i), w.start(j)),
-            h.closed(i) | w.closed(j) << kMostTaps};
+            h.closed(i) | w.closed(j) << kMostGatherTaps};
   }
   __device__ Place column(int index) const { return {first_weight + index * weight.n, 0, 0}; }
 
   __device__ void depth(int index, Place& row, Place& column) const {
     const auto [c, r, s] = tap_of<kChannelsFastest>(index, channels, h.taps, w.taps);
     row = {source.at(0, c, r * h.distance, s * w.distance),
-           mask.at(0, c, r * h.distance, s * w.distance), 1u << r | 1u << (kMostTaps + s)};
+           mask.at(0, c, r * h.distance, s * w.distance), 1u << r | 1u << (kMostGatherTaps + s)};
     column = {weight.at(0, c, h.first_tap + r * h.tap_step, w.first_tap + s * w.tap_step), 0, 0};
   }
 
@@ -229,7 +229,7 @@ struct FilterGemm {
   __device__ Place row(int index) const {
     const auto [c, r, s] = tap_of<kChannelsFastest>(index, channels, h.taps, w.taps);
     return {first_source + source.at(0, c, r * h.distance, s * w.distance), 0,
-            1u << r | 1u << (kMostTaps + s)};
+            1u << r | 1u << (kMostGatherTaps + s)};
   }
   __device__ Place column(int index) const {
     return {first_gradient + index * gradient.c, first_mask + index * mask.c, 0};
@@ -238,7 +238,8 @@ struct FilterGemm {
   __device__ void depth(int index, Place& row, Place& column) const {
     const int line = index / w.results, j = index % w.results;
     const int n = line / h.results - first_image, i = line % h.results;
-    row = {source.at(n, 0, h.start(i), w.start(j)), 0, h.closed(i) | w.closed(j) << kMostTaps};
+    row = {source.at(n, 0, h.start(i), w.start(j)), 0,
+           h.closed(i) | w.closed(j) << kMostGatherTaps};
     column = {gradient.at(n, 0, i, j), mask.at(n, 0, i, j), 0};
   }
 

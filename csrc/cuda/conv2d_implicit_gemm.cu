@@ -31,8 +31,10 @@ struct GemmSize {
 // A GPU of 100 to 150 multiprocessors is busy with so many blocks of 256 threads.
 constexpr int64_t kManyBlocks = 192;
 
-// Calls body(T(), TileSize()). The largest tile loads least for a multiply-add; few columns want a
-// narrow one, small problems many small ones.
+// Calls body(T(), TileSize()): these are all the tiles that kernels are compiled for, in float32
+// each of them with and without packs, and for the gradients with and without a ReLU's mask. The
+// largest loads least for a multiply-add; few columns want a narrow one, small problems many small
+// ones.
 template <class Body>
 void with_tile(Dtype dtype, const GemmSize& size, const Body& body) {
   if (dtype == Dtype::float64) return body(double(), TileSize<64, 64>());
@@ -204,8 +206,9 @@ bool is_near(const Strides& strides, int64_t images, int64_t C, int64_t H, int64
 bool is_near(const Conv2dProblem& problem) {
   const int64_t outputs = fprop_size(problem).rows;
   const int64_t chunk = std::max(kMostChunk, outputs / kMostChunks) + kTableDepth;
-  const int64_t smallest = std::min(static_cast<int64_t>(problem.P) * problem.Q,
-                                    static_cast<int64_t>(problem.H) * problem.W);
+  const int64_t smallest =
+      std::max<int64_t>(1, std::min(static_cast<int64_t>(problem.P) * problem.Q,
+                                    static_cast<int64_t>(problem.H) * problem.W));
   const int64_t images = std::min<int64_t>(problem.N, chunk / smallest + 2);
   const int64_t tall = dilated_extent(problem.R, problem.dilation_h);
   const int64_t wide = dilated_extent(problem.S, problem.dilation_w);
@@ -222,7 +225,8 @@ bool is_near(const Conv2dProblem& problem) {
 const char* unsupported(const Conv2dProblem& problem, Dtype dtype) {
   constexpr int64_t kMostRows = INT_MAX - 2 * kMostChunk;  // rounded up to tiles and chunks
   if (dtype == Dtype::float16 || dtype == Dtype::bfloat16) return "16-bit types";
-  if (problem.R > kMostTaps || problem.S > kMostTaps) return "filters larger than 15x15";
+  if (problem.R > kMostGatherTaps || problem.S > kMostGatherTaps)
+    return "filters larger than 15x15";
   if (problem.groups > kMostBlocks) return "more groups than a grid has blocks";
   if (static_cast<int64_t>(problem.stride_h) * problem.stride_w > kMostBlocks)
     return "strides larger than a grid";

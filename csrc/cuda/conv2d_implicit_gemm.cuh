@@ -22,13 +22,15 @@
 // a GPU, or columns too few; 128 x 32 (64 threads) for up to 32 columns. In float64 64 x 64, of 256
 // threads with 4 x 4 sums each. conv2d_implicit_gemm.cu has the rule, a function of the problem.
 //
-// Cost: 2 * N*K*P*Q * C/groups*R*S FLOP a pass. A tile of 128 x 128 loads 8 bytes for each 256
-// multiply-adds of a depth and row: 32 FLOP a byte (64 x 64: 16; 128 x 32: 12.8), most of it from
-// the L2 cache, since blocks that run together share rows; a tap's neighbours share pixels in L1.
-// Global memory's part is what each tensor has, so that the bound is FP32 issue. Of what is issued
-// 85 % are multiply-adds (channels_last: 89 %); 6 % read shared memory, whose banks never conflict;
-// the rest loads: test_sass.py holds it to that. Sums are kept in parts of 640 products, that wait
-// in the result: from the second part on it is read and written once more for each.
+// Cost: 2 * N*K*P*Q * C/groups*R*S FLOP a pass. For each depth a tile of 128 x 128 loads 256
+// elements and makes 16,384 multiply-adds: 32 FLOP a byte (64 x 64: 16; 128 x 32: 12.8). Most of it
+// comes from the caches: taps share pixels, blocks that run at the same time share rows. What
+// global memory has to move is each tensor once, so that the bound is FP32 issue. 86 % of what a
+// 128 x 128 tile issues are multiply-adds (channels_last: 89 %), 5 % read shared memory, whose
+// banks do not conflict; the rest loads. 64 x 64 has 79 %, 128 x 32 76 % (86 and 85 %): a pixel
+// serves fewer columns. Sums are kept in parts of 640 products that wait in the result: from the
+// second part on it is read and written once more for each. wgrad writes and reads the sums of each
+// chunk.
 //
 // What is lost: rows and columns that a tile has beyond the last, and up to 15 depths.
 #pragma once

@@ -37,7 +37,7 @@ constexpr int kTableDepth = 128;  // of half the table
 
 // Neighbours in memory that one request moves.
 template <class T, int kWidth>
-struct alignas(kWidth * sizeof(T)) Pack {
+struct alignas(kWidth * sizeof(T)) Elements {
   T values[kWidth];
 };
 
@@ -104,7 +104,7 @@ struct Plain {
     unsigned closed;
   };
   template <int kWidth>
-  using Raw = Pack<T, kWidth>;
+  using Raw = Elements<T, kWidth>;
 
   const T* data;
 
@@ -219,10 +219,10 @@ class Loader {
         A* place = stage + Pattern::depth(j) * kPitch + Pattern::row(i);
 #pragma unroll
         for (int first = 0; first < kWidth; first += kStored) {
-          Pack<A, kStored> pack;
+          Elements<A, kStored> pack;
 #pragma unroll
           for (int k = 0; k < kStored; ++k) pack.values[k] = Operand::value(raw_[i][j], first + k);
-          *reinterpret_cast<Pack<A, kStored>*>(place + first * kPitch) = pack;
+          *reinterpret_cast<Elements<A, kStored>*>(place + first * kPitch) = pack;
         }
       }
     }
@@ -239,7 +239,7 @@ class Loader {
 // A thread's half-and-half of `size` rows or columns at one depth.
 template <class A>
 __device__ void read_halves(const A* line, int thread, int size, A (&values)[2 * kPack<A>]) {
-  using Access = Pack<A, kPack<A>>;
+  using Access = Elements<A, kPack<A>>;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const Access pack = reinterpret_cast<const Access*>(line + half * size / 2)[thread];
@@ -324,7 +324,7 @@ __device__ void multiply(const Shape& shape, RowLoader& rows, ColumnLoader& colu
 // the columns: a shared buffer turns them. Rounds of a row or column a thread.
 template <class Tile, bool kAlongRows, class A, class Sink>
 __device__ void drain(const typename Tile::Sums& sums, A* buffer, const Sink& sink) {
-  using Access = Pack<A, kPack<A>>;
+  using Access = Elements<A, kPack<A>>;
   constexpr int kBlock = Tile::kBlock;
   constexpr int kLines = (kAlongRows ? Tile::kColumns : Tile::kRows) / kBlock;  // a round
   constexpr int kLength = kAlongRows ? Tile::kRows : Tile::kColumns;
@@ -426,12 +426,14 @@ __device__ void run_gemm(const Shape& shape, const typename Types::Rows& rows,
     typename Tile::Sums sums = {};
     multiply<Tile>(shape, row_loader, column_loader, table[0], part,
                    is_last ? end : part + kPartDepth, buffers, sums);
+    // Read from shared memory once, but not before: registers are scarce while the loop runs.
+    const int first_column = corners[0].column, last_column = shape.columns - first_column;
+    const int last_row = shape.rows - corners[0].row;
     drain<Tile, Types::kAlongRows>(sums, buffers[0], [&](int i, int j, A sum) {
-      const int row = corners[0].row + i, column = corners[0].column + j;
-      if (row >= shape.rows || column >= shape.columns) return;
-      A* place = sink.place(result_rows[i], row, column);
+      if (i >= last_row || j >= last_column) return;
+      A* place = sink.place(result_rows[i], corners[0].row + i, first_column + j);
       const A total = part == begin ? sum : *place + sum;
-      *place = is_last ? sink.finished(total, column) : total;
+      *place = is_last ? sink.finished(total, first_column + j) : total;
     });
   }
 }
