@@ -73,7 +73,7 @@ def kernel_names(dtype: torch.dtype, instance: tuple[int, int], oblong: bool) ->
     gradients = {f"conv2d_tiled_{name}<{T}, GradOutput<{T}>, {sizes[name]}>" for name in sizes}
     bgrad = f"conv2d_direct_bgrad<{T}, GradOutput<{T}> >"
     fprop = f"conv2d_tiled_fprop<{T}, StoredOutput<{T}>, {size}>"
-    return {fprop, *gradients, f"conv2d_add_chunks<{T}>", bgrad}
+    return {fprop, *gradients, f"conv2d_add_chunks<{T}, false>", bgrad}
 
 
 def check_exactly(problem, dtype, layout: Callable, instance: tuple[int, int]) -> None:

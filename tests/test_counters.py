@@ -10,6 +10,8 @@ from ptx.counters import CASES, Launch, launches
 from ptx.gpu import PROBLEMS, Gpu
 from ptx.passes import CHANNELS_LAST, NCHW, random_conv2d, random_pools
 
+from cnnkernels.profiling import GPUS
+
 
 def launches_of(gpu: Gpu, kernel: str, passes) -> list[Launch]:
     return [launch for launch in launches(gpu, passes) if launch.kernel == kernel]
@@ -28,6 +30,7 @@ def test_vector_pools_move_each_byte_once_in_whole_sectors(gpu, kind, way, layou
     side = "global_load" if way == "forward" else "global_store"
     assert launch.per_request(side, "sectors") == 16
     assert launch.counters[f"{side}_bytes"] == 2 * 16 * 16 * 32 * 4
+    assert launch.roofline_share(GPUS["A100"]) == 1  # nothing takes longer than memory
 
 
 # 10 x 20 outputs an image: two tiles of 8 x 32, each of 4 warps with 8 filters.
@@ -105,7 +108,9 @@ def test_the_table_is_printed(gpu, monkeypatch, capsys):
     (row,) = (row for row in rows if row.startswith("avg_pool2d_vector_forward"))
     # Rows of 16 bytes: each of two loads takes every other one, half of 8 sectors; 16 averages
     # are 2 sectors. 18 * 32 bytes for 80 floats.
-    assert row.split() == ["avg_pool2d_vector_forward", "vector", *"- - 8 2 1.8 - - -".split()]
+    *cells, a100, h100 = row.split()
+    assert cells == ["avg_pool2d_vector_forward", "vector", *"- - 8 2 1.8 - - -".split()]
+    assert 0 < float(a100) < 1 and 0 < float(h100) < 1  # so few bytes take less time than a warp
     assert len(row) == len(heading)
 
 

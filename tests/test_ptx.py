@@ -17,6 +17,7 @@ import pytest
 import test_adaptive_pool2d
 import test_autograd
 import test_conv2d
+import test_conv2d_implicit_gemm
 import test_conv2d_pool
 import test_conv2d_tiled
 import test_pool2d
@@ -140,6 +141,15 @@ def test_conv2d_is_exact_on_small_integers(gpu, problem, dtype, relu):
 @pytest.mark.parametrize("instance", test_conv2d_tiled.INSTANCES, ids=str)
 def test_tiled_conv2d_is_exact_on_small_integers(gpu, instance, dtype):
     check_conv2d_exactly(gpu, *test_conv2d_tiled.INSTANCES[instance], dtype, relu=True)
+
+
+@pytest.mark.parametrize("relu", [False, True], ids=["plain", "relu"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("problem", test_conv2d_implicit_gemm.PROBLEMS)
+def test_implicit_gemm_is_exact_on_small_integers(gpu, problem, layout, relu):
+    layouts = (test_conv2d.LAYOUTS[layout],) * 3
+    problem = test_conv2d_implicit_gemm.PROBLEMS[problem]
+    check_conv2d_exactly(gpu, *problem, torch.float32, relu, layouts)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

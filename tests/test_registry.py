@@ -17,7 +17,11 @@ REQUIRED = {
         "adaptive_pool2d": {"direct": POOL_PASSES},
     },
     "emulated": {
-        "conv2d": {"tiled": CONV_PASSES - {"bgrad"}, "direct": CONV_PASSES},
+        "conv2d": {
+            "tiled": CONV_PASSES - {"bgrad"},
+            "implicit_gemm": CONV_PASSES - {"bgrad"},
+            "direct": CONV_PASSES,
+        },
         "conv2d_relu_pool2d": {"tiled": CONV_PASSES - {"bgrad"}, "direct": CONV_PASSES},
         "pool2d": {"vector": VECTOR_PASSES, "direct": POOL_PASSES},
         "adaptive_pool2d": {

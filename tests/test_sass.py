@@ -12,11 +12,18 @@ from build_support import sass
 ARCHS = ["sm_80", "sm_90"]
 
 
+def gemm(name: str, gradient: str, tile: tuple[int, int], packs: bool) -> str:
+    """Part of the mangled name of an instance of the implicit GEMM in float32."""
+    operand = "" if name == "fprop" else f"NS0_{len(gradient)}{gradient}IfEE"
+    rows, columns = tile
+    return f"conv2d_implicit_gemm_{name}If{operand}Li{rows}ELi{columns}ELb{int(packs)}EE"
+
+
 @pytest.fixture(scope="module")
 def report() -> list[dict]:
     """A row a kernel and architecture."""
     try:
-        command = sass.command(os.environ, "--json", "--kernel", "conv2d_tiled")
+        command = sass.command(os.environ, "--json", "--kernel", "conv2d_(tiled|implicit_gemm)")
     except LookupError as reason:
         pytest.skip(str(reason))
     result = subprocess.run(command, capture_output=True, text=True)
@@ -35,11 +42,16 @@ def rows(request: pytest.FixtureRequest, report: list[dict]) -> list[dict]:
     return chosen
 
 
-def test_tiled_convolutions_stay_in_registers(rows):
-    spilling = [
+# Here ptxas for sm_90 is 6 registers short, of the 128 that let two blocks run side by side.
+SPILLING = {"sm_90": {gemm("wgrad", "Masked", (128, 128), packs=False)}}
+
+
+def test_convolutions_stay_in_registers(rows):
+    spilling = {
         row["mangled"] for row in rows if row["stack"] or row["stl_bytes"] or row["ldl_bytes"]
-    ]
-    assert not spilling
+    }
+    known = SPILLING.get(rows[0]["arch"], set())
+    assert not [name for name in spilling if not any(part in name for part in known)]
 
 
 # 3x3 with stride 1 is VGG's first layer, 5x5 Model A's.
@@ -54,3 +66,23 @@ def test_hot_loop_of_tiled_fprop(rows, R, stride, output):
     # A column of taps: R x 8 of them meet 8 pixels, each of which is loaded once.
     assert row["hot"]["mix"]["fp32"] == {"FFMA": R * 8 * 8}
     assert row["hot"]["mix"]["lds"] == {"32": 7 * stride + R, "128": R * 2}
+
+
+# The share of multiply-adds in what the loop issues, at least: contiguous tensors, and
+# channels_last, whose channels are loaded 4 at once. VGG's conv3_2 runs by the largest tile, Model
+# A's second layer by the narrow one.
+GEMM_SHARES = {(128, 128): (0.85, 0.88), (64, 64): (0.79, 0.86), (128, 32): (0.75, 0.84)}
+
+
+@pytest.mark.parametrize("packs", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("tile", GEMM_SHARES, ids=str)
+@pytest.mark.parametrize("name", ["fprop", "dgrad", "wgrad"])
+def test_hot_loop_of_implicit_gemm(rows, name, tile, packs):
+    (row,) = (row for row in rows if gemm(name, "Plain", tile, packs) in row["mangled"])
+    assert row["hot"]["share"] >= GEMM_SHARES[tile][packs]
+    # Two stages of 8 depths, of 64 sums a thread.
+    assert row["hot"]["mix"]["fp32"] == {"FFMA": 2 * 8 * 64}
+    assert row["hot"]["mix"]["lds"]["128"] >= 2 * 8 * 4
+    assert row["occupancy"]["warps"] >= 12
+    if name != "wgrad" and not packs:
+        assert row["regs"] <= 128

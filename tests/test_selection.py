@@ -185,3 +185,30 @@ def test_a_compiled_function_follows_the_forced_algorithm():
 
     assert "avg_pool2d_block_forward" in kernels_of(lambda: compiled(x, 1))[0]
     assert "avg_pool2d_direct_forward" in kernels_of(forced)[0]
+
+
+# Input, weight, arguments; and what "auto" runs on a GPU, in all passes that it has.
+NAMED_LAYERS = {
+    "vgg_conv1_1": ((8, 3, 224, 224), (64, 3, 3, 3), dict(padding=1), "tiled"),
+    "vgg_conv3_2": ((8, 256, 56, 56), (256, 256, 3, 3), dict(padding=1), "implicit_gemm"),
+    "vgg_conv5_3": ((1, 512, 14, 14), (512, 512, 3, 3), dict(padding=1), "implicit_gemm"),
+    "model_a_conv1": ((64, 1, 28, 28), (16, 1, 5, 5), dict(padding=2), "tiled"),
+    "model_a_conv2": ((64, 16, 14, 14), (32, 16, 5, 5), dict(padding=2), "implicit_gemm"),
+    "resnet_downsample": ((8, 64, 56, 56), (128, 64, 1, 1), dict(stride=2), "implicit_gemm"),
+    "alexnet_conv1": ((8, 3, 227, 227), (96, 3, 11, 11), dict(stride=4), "implicit_gemm"),
+    "resnext_grouped": ((8, 256, 28, 28), (256, 8, 3, 3), dict(groups=32), "implicit_gemm"),
+    "depthwise": ((8, 128, 28, 28), (128, 1, 3, 3), dict(groups=128), "direct"),
+    "classifier": ((8, 512, 1, 1), (10, 512, 1, 1), {}, "direct"),
+}
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("layer", NAMED_LAYERS)
+def test_named_layers_run_by_the_algorithm_made_for_them(layer, layout):
+    shape, filters, kwargs, expected = NAMED_LAYERS[layer]
+    input, weight = (torch.empty(size).to(memory_format=layout) for size in (shape, filters))
+    with cnnkernels.emulate_cuda():
+        candidates = cnnkernels.algorithms("conv2d", input, weight, **kwargs)
+    runs = {name: c.algorithm for c in candidates for name in c.runs}
+    assert {runs[name] for name in ("fprop", "dgrad", "wgrad")} == {expected}
+    assert runs["bgrad"] == "direct"

@@ -61,9 +61,10 @@ constexpr int64_t weights_of(const Conv2dProblem& problem) {
 
 constexpr int kChunkWarps = 8;
 
-// Where wgrad is cut into chunks of the outputs, each has partial sums [k][c][r][s] of its own, and
-// this adds them. A block has 32 weights; each of its warps adds every kChunkWarps-th chunk.
-template <class T>
+// Where wgrad is cut into chunks of the outputs, each has partial sums [k][c][r][s] of its own, or
+// [k][r][s][c], and this adds them. A block has 32 weights; each of its warps adds every
+// kChunkWarps-th chunk.
+template <class T, bool kChannelsFastest>
 __global__ void conv2d_add_chunks(Conv2dProblem problem,
                                   const Accumulator<T>* __restrict__ partials, int chunks,
                                   T* __restrict__ grad_weight) {
@@ -79,7 +80,10 @@ __global__ void conv2d_add_chunks(Conv2dProblem problem,
   __syncthreads();
   if (threadIdx.y > 0 || weight >= weights) return;
   for (int warp = 1; warp < kChunkWarps; ++warp) sum += warp_sums[warp][threadIdx.x];
-  const auto [k, c, r, s] = position_nchw(weight, problem.group_channels(), problem.R, problem.S);
+  const int C = problem.group_channels();
+  const auto [k, c, r, s] = kChannelsFastest
+                                ? position_channels_last(weight, C, problem.R, problem.S)
+                                : position_nchw(weight, C, problem.R, problem.S);
   grad_weight[problem.weight.at(k, c, r, s)] = static_cast<T>(sum);
 }
 
@@ -92,12 +96,12 @@ inline int64_t chunk_bytes(const Conv2dProblem& problem, Dtype dtype) {
   return weights_of(problem) * (dtype == Dtype::float64 ? sizeof(double) : sizeof(float));
 }
 
-template <class T>
+template <class T, bool kChannelsFastest = false>
 void add_chunks(const Conv2dProblem& problem, const Accumulator<T>* partials, int chunks,
                 void* grad_weight, Stream stream) {
   const dim3 grid(ceil_divide(weights_of(problem), kWarpSize)), block(kWarpSize, kChunkWarps);
-  launch<conv2d_add_chunks<T>>(grid, block, 0, stream, problem, partials, chunks,
-                               static_cast<T*>(grad_weight));
+  launch<conv2d_add_chunks<T, kChannelsFastest>>(grid, block, 0, stream, problem, partials, chunks,
+                                                 static_cast<T*>(grad_weight));
 }
 
 }  // namespace cnnkernels::CNN_TARGET

@@ -17,6 +17,9 @@
 // and instructions for which CUDA C++ has no function of its own:
 //
 //   multiply_add(a, b, c)            a * b + c, rounded once on a GPU
+//   computed(x)                      x, a pointer to global memory or an int. nvcc keeps it as it
+//                                    is, neither computing it again from its parts at each use nor,
+//                                    what follows from it, ahead of the loop that it stands in
 //   ldmatrix(matrices, row)          unsigned matrices[1, 2 or 4]: so many 8x8 matrices of 16-bit
 //   ldmatrix_transposed(...)         elements of shared memory; lane 8 * i + j gives the address
 //                                    of row j of matrix i, a multiple of 16
@@ -271,6 +274,18 @@ __device__ __forceinline__ T multiply_add(T a, T b, T c) {
   return fma(a, b, c);
 }
 
+template <class T>
+__device__ __forceinline__ T* computed(T* global) {
+  asm volatile("" : "+l"(global));
+  __builtin_assume(__isGlobal(global));
+  return global;
+}
+
+__device__ __forceinline__ int computed(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 }  // namespace cnnkernels::cuda
 
 #else
@@ -332,6 +347,11 @@ using emulator::mma_m16n8k16;
 using emulator::mma_m16n8k8_tf32;
 using emulator::multiply_add;
 using emulator::to_tf32;
+
+template <class T>
+T computed(T x) {
+  return x;
+}
 
 // Runs the kernel; returns when it is done. Throws std::runtime_error for all that CUDA forbids.
 template <auto Kernel, class... Args>

@@ -6,6 +6,7 @@
 namespace cnnkernels::CNN_TARGET {
 
 Conv2dAlgorithm conv2d_tiled();
+Conv2dAlgorithm conv2d_implicit_gemm();
 Conv2dAlgorithm conv2d_direct();
 Conv2dPoolAlgorithm conv2d_pool_tiled();
 Conv2dPoolAlgorithm conv2d_pool_direct();
@@ -15,7 +16,9 @@ AdaptivePool2dAlgorithm adaptive_pool2d_block();
 AdaptivePool2dAlgorithm adaptive_pool2d_vector();
 AdaptivePool2dAlgorithm adaptive_pool2d_direct();
 
-std::vector<Conv2dAlgorithm> conv2d_algorithms() { return {conv2d_tiled(), conv2d_direct()}; }
+std::vector<Conv2dAlgorithm> conv2d_algorithms() {
+  return {conv2d_tiled(), conv2d_implicit_gemm(), conv2d_direct()};
+}
 std::vector<Conv2dPoolAlgorithm> conv2d_pool_algorithms() {
   return {conv2d_pool_tiled(), conv2d_pool_direct()};
 }

@@ -178,15 +178,15 @@ COLUMNS: dict[str, Callable[[Launch], float | None]] = {
     "shared load wf/req": lambda launch: launch.per_request("shared_load", "wavefronts"),
     "shared store wf/req": lambda launch: launch.per_request("shared_store", "wavefronts"),
     "barriers": lambda launch: launch.barriers,
-    "A100": lambda launch: launch.roofline_share(GPUS["A100"]),
-    "H100": lambda launch: launch.roofline_share(GPUS["H100"]),
+    "A100 share": lambda launch: launch.roofline_share(GPUS["A100"]),
+    "H100 share": lambda launch: launch.roofline_share(GPUS["H100"]),
 }
 LEGEND = """
 instr/FMA: warp instructions of PTX a multiply-add, or an mma; FMA: multiply-adds of threads over
 those that the problem has; sect/req: 32-byte sectors a warp's request touches; traffic: bytes of
 all sectors, caches not counted, over the size of the pass's tensors; wf/req: passes over the banks
-a request takes, of 16 bytes a thread at least 4; barriers: of each block; A100, H100: the share of
-the roofline that these counts predict.
+a request takes, of 16 bytes a thread at least 4; barriers: of each block; A100, H100 share: of the
+roofline, as these counts predict it.
 """
 
 
