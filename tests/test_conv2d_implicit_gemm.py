@@ -17,7 +17,7 @@ PASSES = {"fprop", "dgrad", "wgrad"}
 CPP_NAMES = {torch.float32: "float", torch.float64: "double"}
 
 # Input, filters, arguments. Awkward on purpose: ones, primes, sizes beside those of the tiles and
-# of the stages of 8, depths of several tables of 128 and several parts of 640.
+# of the stages of 8, depths of several tables of 128 and several parts of 384.
 PROBLEMS = {
     "one": ((1, 1, 1, 1), (1, 1, 1), {}),
     "primes": ((3, 5, 13, 11), (7, 3, 5), {}),

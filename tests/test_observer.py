@@ -149,7 +149,7 @@ def test_bound_is_the_roofline(monkeypatch: pytest.MonkeyPatch) -> None:
     traffic = dict.fromkeys(
         ("global_load", "global_store", "global_atomic", "shared_load", "shared_store"), none
     )
-    monkeypatch.setitem(GPUS, "toy", GPU(bandwidth=100, float32=10, tensor=1000))
+    monkeypatch.setitem(GPUS, "toy", GPU(bandwidth=100, float32=10, tensor=1000, issue=1))
     light = KernelProfile(kernel="k", fma=10, mma_flop=0, **counted, **traffic)
     heavy = KernelProfile(kernel="k", fma=100, mma_flop=5000, **counted, **traffic)
     assert light.bound("toy") == (10.0, "memory")

@@ -28,7 +28,7 @@
 // global memory has to move is each tensor once, so that the bound is FP32 issue. 86 % of what a
 // 128 x 128 tile issues are multiply-adds (channels_last: 89 %), 5 % read shared memory, whose
 // banks do not conflict; the rest loads. 64 x 64 has 79 %, 128 x 32 76 % (86 and 85 %): a pixel
-// serves fewer columns. Sums are kept in parts of 640 products that wait in the result: from the
+// serves fewer columns. Sums are kept in parts of 384 products that wait in the result: from the
 // second part on it is read and written once more for each. wgrad writes and reads the sums of each
 // chunk.
 //

@@ -392,7 +392,7 @@ struct GemmTypes {
 // Sums are kept in parts of so many products, which are then added: rounding errors grow with the
 // length of a chain of additions. The registers hold one part only; the others wait where the
 // result will be.
-constexpr int kPartDepth = 5 * kTableDepth;
+constexpr int kPartDepth = 3 * kTableDepth;
 
 // Computes the block's tile over the depths [begin, end). For each sum inside of the product
 // sink.place(offset of its result_row, row, column) is where it belongs, sink.finished(sum, column)
