@@ -1,5 +1,7 @@
 """How results are judged: against float64, and against torch's own error."""
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
@@ -31,3 +33,18 @@ def assert_accurate(ours: Tensor, torchs: Tensor, reference: Tensor, what: str =
 def integers(*shape: int, dtype: torch.dtype, device: str = "cpu", high: int = 4) -> Tensor:
     """Small whole numbers: their sums and products are exact in any order."""
     return torch.randint(-high, high + 1, shape).to(device, dtype)
+
+
+def assert_same_bits(compute: Callable[[], Sequence[Tensor]]) -> None:
+    """Threads share the blocks, or the parts, of the work: in another order each time."""
+    threads = torch.get_num_threads()
+    runs = []
+    try:
+        for count in (1, 2, 2, 3):
+            torch.set_num_threads(count)
+            runs.append(compute())
+    finally:
+        torch.set_num_threads(threads)
+    for number, run in enumerate(runs):
+        for index, (first, other) in enumerate(zip(runs[0], run, strict=True)):
+            assert torch.equal(first, other), f"result {index} of run {number}"

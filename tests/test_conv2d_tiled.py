@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from accuracy import integers
+from accuracy import assert_same_bits, integers
 from test_conv2d import DTYPES, LAYOUTS, NAMES, grad_of_output, operands, with_gradients
 
 import cnnkernels
@@ -162,22 +162,15 @@ def test_no_alarm(instance, dtype):
 
 @pytest.mark.parametrize("instance", INSTANCES, ids=str)
 def test_same_bits_every_run(instance):
-    """Blocks are spread over the threads: in another order each time."""
     shape, filters, kwargs = INSTANCES[instance]
     tensors = operands((5, *shape[1:]), filters, kwargs, torch.float32, "cpu")
     grad_output = grad_of_output(F.conv2d, tensors, kwargs)
-    threads = torch.get_num_threads()
-    runs = []
-    try:
-        for count in (1, 2, 2, 3):
-            torch.set_num_threads(count)
-            with cnnkernels.emulate_cuda():
-                runs.append(with_gradients(ours.conv2d, tensors, grad_output, kwargs))
-    finally:
-        torch.set_num_threads(threads)
-    for other in runs[1:]:
-        for name, a, b in zip(NAMES, runs[0], other, strict=True):
-            assert torch.equal(a, b), name
+
+    def compute():
+        with cnnkernels.emulate_cuda():
+            return with_gradients(ours.conv2d, tensors, grad_output, kwargs)
+
+    assert_same_bits(compute)
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])

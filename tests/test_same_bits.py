@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from accuracy import assert_same_bits
 from ptx.gpu import DTYPES, PROBLEMS, Gpu
 from ptx.passes import CHANNELS_LAST, NCHW, Pass, random_conv2d, random_conv2d_pool, random_pools
 from ptx.passes import run as run_by_all
@@ -121,12 +122,4 @@ def forward_and_backward(function: Callable, tensors: list[Tensor]) -> list[Tens
 @pytest.mark.parametrize("call", CALLS)
 def test_ops_by_any_number_of_threads(backend, call):
     tensors = [tensor.to(backend.device) for tensor in (X, W)]
-    threads = torch.get_num_threads()
-    runs = []
-    try:
-        for count in (1, 1, 2, 3):
-            torch.set_num_threads(count)
-            runs.append(bits([t.cpu() for t in forward_and_backward(CALLS[call], tensors)]))
-    finally:
-        torch.set_num_threads(threads)
-    assert all(other == runs[0] for other in runs[1:])
+    assert_same_bits(lambda: forward_and_backward(CALLS[call], tensors))

@@ -32,8 +32,9 @@
 // there are about C*R*S / 2 FLOP a byte. An A100's FP32 units do 9.6 in the time of a byte: 3x3 of
 // one channel (4.5) is bound by writing the outputs, 5x5 of one (12.5), 3x3 of three (13.5) and
 // all beyond by FP32 issue. dgrad makes 8 * R multiply-adds of 8 + 2 * R - 1 loads from shared
-// memory, which is what bounds it. wgrad loads S pixels from shared memory and a gradient of each
-// of its filters from global memory for 100 multiply-adds of 5x5; it reads all gradients C times.
+// memory, which is what bounds it. wgrad loads S pixels from shared memory and a gradient
+// of each of its filters, brought there from global memory, for 100 multiply-adds of 5x5;
+// it reads all gradients C times.
 //
 // What is lost: outputs beyond the last row and column of a tile are computed in vain (28 x 28 of
 // 32 x 32: 23 %), as are filters beyond a multiple of 8.
