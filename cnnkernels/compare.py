@@ -26,16 +26,20 @@ _ROUND_SECONDS = 0.05
 
 @dataclass(frozen=True)
 class Parity:
-    """Errors of one result, ||y - ref|| / ||ref||, against torch's in float64."""
+    """Errors of one result, ||y - ref|| / ||ref||, against torch's in float64.
+
+    `eps` is a unit in the last place of what is multiplied.
+    """
 
     name: str
     ours: float
     torch: float
+    eps: float = EPS
 
     @property
     def bound(self) -> float:
         """As good as torch's within the freedom that another order of summation has."""
-        return max(2 * self.torch, 4 * EPS)
+        return max(2 * self.torch, 4 * self.eps)
 
     @property
     def holds(self) -> bool:
@@ -70,7 +74,13 @@ class Comparison:
         return all(row.holds for row in self.rows)
 
 
-def parity(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Comparison:
+def parity(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    fuse: bool = True,
+    eps: float = EPS,
+) -> Comparison:
     """Compares the output and every gradient of the cross entropy with float64 references.
 
     `model` is made of torch.nn's modules, each used once, and has float32 parameters; it stays as
@@ -85,11 +95,14 @@ def parity(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Compar
     compared in full. Near is what the outputs in float32 are off float64 at that layer: wrong
     outputs cannot hide there, since theirs is a row of its own, and a network with all its
     gradients stopped has none that hold.
+
+    `fuse` is convert's; `eps` the unit in the last place of what the kernels multiply, where that is
+    not float32's: 2**-10 of tf32.
     """
     sides = (
         copy.deepcopy(model).double().eval(),
         copy.deepcopy(model).eval(),
-        cnnkernels.convert(copy.deepcopy(model).eval()),
+        cnnkernels.convert(copy.deepcopy(model).eval(), fuse=fuse),
     )
     decisions = [
         name
@@ -106,7 +119,7 @@ def parity(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Compar
                 results[name].append(result.flatten())
     exact, torchs, ours = ({name: torch.cat(parts) for name, parts in f.items()} for f in found)
     rows = [
-        Parity(name, _relative_error(ours[name], y), _relative_error(torchs[name], y))
+        Parity(name, _relative_error(ours[name], y), _relative_error(torchs[name], y), eps)
         for name, y in exact.items()
     ]
     return Comparison(rows, 1 - torch.cat(passed).double().mean().item())

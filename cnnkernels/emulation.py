@@ -12,7 +12,7 @@ from cnnkernels.settings import settings
 
 
 @contextmanager
-def emulate_cuda(check: bool = False) -> Iterator[None]:
+def emulate_cuda(check: bool = False, tf32: bool | None = None) -> Iterator[None]:
     """Run ops on CPU tensors through the CUDA kernels' own source, under the emulator.
 
     Holds for calls made by this thread inside the ``with`` block. A backward pass runs where its
@@ -25,13 +25,17 @@ def emulate_cuda(check: bool = False) -> Iterator[None]:
             it was written, accesses out of bounds or misaligned, and results that depend on the
             order of the blocks. About a hundred times slower. Holds for all threads of the
             process, and for the launches inside the block alone.
+        tf32: Let convolutions of float32 run on tensor cores, on operands rounded to TF32. (On a
+            GPU ``torch.backends.cudnn.conv.fp32_precision`` allows it, as it does for torch.) None:
+            as around this block, or not.
 
     Example:
         >>> with cnnkernels.emulate_cuda():
         ...     output = cnnkernels.functional.conv2d(input, weight)
     """
     observed = observing(check=True) if check or _CHECK_ALL else nullcontext()
-    with settings.changed(emulate=True), observed:
+    tf32 = settings.emulate_tf32 if tf32 is None else tf32
+    with settings.changed(emulate=True, emulate_tf32=tf32), observed:
         yield
 
 

@@ -169,9 +169,29 @@ def _conv_operands(
     return batched, weight, bias, *geometry
 
 
+def _torch_allows_tf32() -> bool:
+    """Whether torch's switches let cuDNN round a convolution's operands to TF32."""
+    switch = getattr(torch.backends.cudnn, "conv", None)
+    if hasattr(switch, "fp32_precision"):  # then reading allow_tf32 may raise
+        return switch.fp32_precision == "tf32"
+    return torch.backends.cudnn.allow_tf32
+
+
+# A captured graph keeps the answer. What torch.compiler.assume_constant_result does, which would
+# import all of torch.compile.
+_torch_allows_tf32._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _conv_kernels(input: Tensor) -> str | None:
+    """The settings' kernels; of float32 on a GPU, with what torch's switches say of TF32."""
+    if input.is_cuda and input.dtype == torch.float32 and _torch_allows_tf32():
+        return f"{settings.kernels or ':'}:tf32"
+    return settings.kernels
+
+
 def _conv2d(function: str, relu: bool, input: Tensor, *rest: Any) -> Tensor:
     operands = _conv_operands(function, input, *rest)
-    args = (*operands, relu, settings.kernels)
+    args = (*operands, relu, _conv_kernels(operands[0]))
     if autograd.recorded(*operands[:3]):
         output = autograd.apply(autograd.Conv2d, *args)
     else:
@@ -452,14 +472,15 @@ def _conv2d_relu_pool2d(
     """`pool`: its window, dilation and ceil_mode, then how to divide."""
     operands = _conv_operands(function, input, *conv)
     geometry = (*pool[:9], average, *pool[9:])
+    kernels = _conv_kernels(operands[0])
     if not _is_fused(operands[0], average, pool[:2]):
-        args = (*operands, *geometry, settings.kernels)
+        args = (*operands, *geometry, kernels)
         output = autograd.conv2d_relu_then_pool2d(*args)
     elif autograd.recorded(*operands[:3]):
-        args = (*operands, *geometry, True, settings.kernels)
+        args = (*operands, *geometry, True, kernels)
         output = autograd.apply(autograd.Conv2dReluPool2d, *args)[0]
     else:
-        args = (*operands, *geometry, False, settings.kernels)
+        args = (*operands, *geometry, False, kernels)
         output = autograd.call("conv2d_relu_pool2d", *args)[0]
     return output if input.dim() == 4 else _unbatch(output)
 

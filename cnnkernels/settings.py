@@ -10,15 +10,17 @@ class _Settings(threading.local):
     def __init__(self) -> None:
         # On the instance: torch.compile guards what it reads here, but no class attribute.
         self.emulate = False
+        self.emulate_tf32 = False
         self.algorithm = ""
-        # Both, as the ops take them: "[emulated]:[algorithm]", or None for neither. An argument of
-        # the op, so that a backward pass and a captured graph keep it.
+        # All, as the ops take them: "[emulated]:[algorithm][:tf32]", or None for neither. An
+        # argument of the op, so that a backward pass and a captured graph keep it.
         self.kernels: str | None = None
 
     def set(self, **values: Any) -> None:
         vars(self).update(values)
         backend = "emulated" if self.emulate else ""
-        self.kernels = f"{backend}:{self.algorithm}" if backend or self.algorithm else None
+        tf32 = ":tf32" if self.emulate and self.emulate_tf32 else ""
+        self.kernels = f"{backend}:{self.algorithm}{tf32}" if backend or self.algorithm else None
 
     @contextmanager
     def changed(self, **values: Any) -> Iterator[None]:

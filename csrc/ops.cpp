@@ -120,8 +120,9 @@ size_t extent(const Tensor& tensor) {
 }
 
 // Which kernels are to run: "[emulated]:[algorithm]", or what suits best where nothing is given.
+// ":tf32" at the end lets products of float32 be of operands rounded to tf32.
 struct Wanted {
-  bool emulated = false;
+  bool emulated = false, tf32 = false;
   std::string_view algorithm;
 
   explicit Wanted(const Kernels& kernels) {
@@ -130,8 +131,13 @@ struct Wanted {
     const size_t colon = text.find(':');
     emulated = text.substr(0, colon) == "emulated";
     STD_TORCH_CHECK(colon != text.npos && (emulated || colon == 0),
-                    "cnnkernels: kernels are [emulated]:[algorithm], not ", *kernels);
+                    "cnnkernels: kernels are [emulated]:[algorithm][:tf32], not ", *kernels);
     algorithm = text.substr(colon + 1);
+    const size_t end = algorithm.find(':');
+    tf32 = end != algorithm.npos;
+    STD_TORCH_CHECK(!tf32 || algorithm.substr(end) == ":tf32",
+                    "cnnkernels: kernels are [emulated]:[algorithm][:tf32], not ", *kernels);
+    algorithm = algorithm.substr(0, end);
   }
 };
 
@@ -153,6 +159,8 @@ class Placement {
     STABLE_TORCH_ERROR_CODE_CHECK(
         aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
   }
+
+  bool allows_tf32() const { return wanted_.tf32; }
 
   const void* in(const char* name, const Tensor& tensor) {
     if (known_) known_->add({name, tensor.const_data_ptr(), extent(tensor), false});
@@ -316,6 +324,7 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& b
                                            {dilation_h, dilation_w},
                                            groups});
   Placement placement(input, kernels);
+  problem.tf32 = placement.allows_tf32();
   const auto fprop = placement.choose(problem, dtype_of(input), &Conv2dAlgorithm::fprop);
 
   const Tensor output = empty(input, output_sizes(problem), gives_channels_last(input, weight));
@@ -421,6 +430,7 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward(
     problem.relu = strides_of(*relu_output);
   }
   Placement placement(grad_output, kernels);
+  problem.tf32 = placement.allows_tf32();
   return gradients<Conv2dAlgorithm>(problem, placement, grad_output,
                                     placement.in("relu_output", relu_output), input, weight,
                                     channels_last, need_bias);

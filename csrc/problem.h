@@ -101,6 +101,7 @@ struct Conv2dProblem {
   Strides weight;  // {k, c, r, s} of weight, or of grad_weight in wgrad
   Strides output;  // {n, k, p, q} of output, or of grad_output in dgrad, wgrad and bgrad
   Strides relu;    // {n, k, p, q} of the saved output of conv+ReLU in a backward pass
+  bool tf32;       // products of float32 may be of operands rounded to tf32
 
   constexpr int group_channels() const { return C / groups; }
   constexpr int group_filters() const { return K / groups; }

@@ -1,6 +1,7 @@
 """The implicit GEMM, tile by tile: which kernel runs, and what it asks of a GPU."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -45,17 +46,22 @@ PROBLEMS = {
 }
 
 
-def by_implicit_gemm(function: Callable) -> Callable:
-    """The function, its convolutions forced to this algorithm, emulated."""
+def by(algorithm: str, function: Callable) -> Callable:
+    """The function, its convolutions forced to that algorithm, emulated."""
 
     def forced(*args, **kwargs):
-        with cnnkernels.emulate_cuda(), cnnkernels.algorithm("implicit_gemm"):
+        with cnnkernels.emulate_cuda(tf32=True), cnnkernels.algorithm(algorithm):
             return function(*args, **kwargs)
 
     return forced
 
 
-def check_exactly(problem, dtype, layout=lambda t: t, relu=False) -> None:
+by_implicit_gemm = partial(by, "implicit_gemm")
+
+
+def check_exactly(
+    problem, dtype, layout=lambda t: t, relu=False, algorithm="implicit_gemm"
+) -> None:
     """Sums of small integers are exact, whatever their order."""
     shape, filters, kwargs = problem
     function, reference = (
@@ -68,7 +74,7 @@ def check_exactly(problem, dtype, layout=lambda t: t, relu=False) -> None:
     doubles = [t.double() for t in tensors]
     expected = with_gradients(reference, doubles, grad_output.double(), kwargs)
     tensors = [*map(layout, tensors[:2]), tensors[2]]
-    results = by_implicit_gemm(with_gradients)(function, tensors, layout(grad_output), kwargs)
+    results = by(algorithm, with_gradients)(function, tensors, layout(grad_output), kwargs)
     for name, result, exact in zip(NAMES, results, expected, strict=True):
         assert torch.equal(result, exact.to(dtype)), name
 

@@ -19,6 +19,7 @@ import test_autograd
 import test_conv2d
 import test_conv2d_implicit_gemm
 import test_conv2d_pool
+import test_conv2d_tensor_core
 import test_conv2d_tiled
 import test_pool2d
 import test_pool2d_vector
@@ -152,6 +153,16 @@ def test_implicit_gemm_is_exact_on_small_integers(gpu, problem, layout, relu):
     check_conv2d_exactly(gpu, *problem, torch.float32, relu, layouts)
 
 
+@pytest.mark.parametrize("relu", [False, True], ids=["plain", "relu"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", test_conv2d_tensor_core.DTYPES, ids=str)
+@pytest.mark.parametrize("problem", test_conv2d_tensor_core.PACKED)
+def test_tensor_core_is_exact_on_small_integers(gpu, problem, dtype, layout, relu):
+    layouts = (test_conv2d.LAYOUTS[layout],) * 3
+    problem = test_conv2d_tensor_core.PACKED[problem]
+    check_conv2d_exactly(gpu, *problem, dtype, relu, layouts)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("weight_layout", test_conv2d.LAYOUTS)
 @pytest.mark.parametrize("input_layout", test_conv2d.LAYOUTS)
@@ -174,7 +185,7 @@ def test_conv2d_float32_follows_the_accuracy_rule(gpu, problem):
     torchs = with_gradients(F.conv2d, tensors, grad_output, kwargs)
 
     judges = list(map(accurate, references))
-    check_conv2d(gpu, [*tensors, grad_output], torchs, kwargs, judges=judges)
+    check_conv2d(gpu, [*tensors, grad_output], torchs, kwargs | dict(tf32=False), judges=judges)
 
 
 # ---------------------------------------------------------------- pooling

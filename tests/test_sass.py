@@ -23,7 +23,9 @@ def gemm(name: str, gradient: str, tile: tuple[int, int], packs: bool) -> str:
 def report() -> list[dict]:
     """A row a kernel and architecture."""
     try:
-        command = sass.command(os.environ, "--json", "--kernel", "conv2d_(tiled|implicit_gemm)")
+        command = sass.command(
+            os.environ, "--json", "--kernel", "conv2d_(tiled|implicit_gemm|tensor_core)"
+        )
     except LookupError as reason:
         pytest.skip(str(reason))
     result = subprocess.run(command, capture_output=True, text=True)
@@ -86,3 +88,40 @@ def test_hot_loop_of_implicit_gemm(rows, name, tile, packs):
     assert row["occupancy"]["warps"] >= 12
     if name != "wgrad" and not packs:
         assert row["regs"] <= 128
+
+
+MANGLED = {"tf32": "f", "float16": "6__half", "bfloat16": "13__nv_bfloat16"}
+
+
+def tensor_core(name: str, dtype: str, gradient: str, large: bool, packs: bool) -> str:
+    """Part of the mangled name of an instance on tensor cores."""
+    T = MANGLED[dtype]
+    again = T if T == "f" else "S2_"  # a name that was there before
+    operand = "" if name == "fprop" else f"NS0_{len(gradient)}{gradient}I{again}EE"
+    return f"conv2d_tensor_core_{name}I{T}Lb{int(large)}ELb{int(packs)}E{operand}E"
+
+
+# The share of mma in what the loop issues, at least: of the large tile, loaded by packs. Rounding to
+# tf32 takes two instructions for an mma, and moves where nothing transposes float32.
+TENSOR_CORE_SHARES = {
+    "fprop": {"tf32": 0.22, "float16": 0.44, "bfloat16": 0.44},
+    "dgrad": {"tf32": 0.16, "float16": 0.38, "bfloat16": 0.38},
+    "wgrad": {"tf32": 0.16, "float16": 0.38, "bfloat16": 0.38},
+}
+
+
+@pytest.mark.parametrize("dtype", MANGLED)
+@pytest.mark.parametrize("name", TENSOR_CORE_SHARES)
+def test_hot_loop_of_tensor_core(rows, name, dtype):
+    """VGG's conv3_2 in channels_last: a stage is 2 steps of 4 x 8 mma, of operands in 8 packs."""
+    (row,) = (
+        row for row in rows if tensor_core(name, dtype, "Plain", True, True) in row["mangled"]
+    )
+    mix = row["hot"]["mix"]
+    assert sum(mix["tensor"].values()) == 64
+    assert row["hot"]["share"] >= TENSOR_CORE_SHARES[name][dtype]
+    if row["arch"] == "sm_80":
+        assert row["hot"]["ceiling"] >= 0.98
+    assert row["occupancy"]["warps"] >= 8
+    assert sum(count for kind, count in mix["lds"].items() if "LDSM" in kind) <= 64 / 4
+    assert "32" not in mix["lds"]

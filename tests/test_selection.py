@@ -166,12 +166,15 @@ def test_algorithms_nest_and_belong_to_their_thread():
     assert settings.kernels is None
 
 
-def test_unknown_names_are_refused():
+@pytest.mark.parametrize("kernels", ["direct", ":direct:tf", "cuda:direct"])
+def test_unknown_names_are_refused(kernels):
     with pytest.raises(ValueError, match="no algorithm 'fastest'; there are auto, "):
         with cnnkernels.algorithm("fastest"):
             pass
-    with pytest.raises(RuntimeError, match=r"kernels are \[emulated\]:\[algorithm\], not direct"):
-        torch.ops.cnnkernels.adaptive_avg_pool2d(X, 2, 2, "direct")
+    with pytest.raises(
+        RuntimeError, match=r"kernels are \[emulated\]:\[algorithm\]\[:tf32\], not "
+    ):
+        torch.ops.cnnkernels.adaptive_avg_pool2d(X, 2, 2, kernels)
 
 
 def test_a_compiled_function_follows_the_forced_algorithm():
@@ -212,3 +215,18 @@ def test_named_layers_run_by_the_algorithm_made_for_them(layer, layout):
     runs = {name: c.algorithm for c in candidates for name in c.runs}
     assert {runs[name] for name in ("fprop", "dgrad", "wgrad")} == {expected}
     assert runs["bgrad"] == "direct"
+
+
+# Where float32 takes the ordinary arithmetic units.
+ON_TENSOR_CORES = [name for name, layer in NAMED_LAYERS.items() if layer[-1] == "implicit_gemm"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layer", ON_TENSOR_CORES)
+def test_named_layers_run_on_tensor_cores_where_their_dtype_can(layer, dtype):
+    shape, filters, kwargs, _ = NAMED_LAYERS[layer]
+    input, weight = (torch.empty(size, dtype=dtype) for size in (shape, filters))
+    with cnnkernels.emulate_cuda(tf32=True):
+        candidates = cnnkernels.algorithms("conv2d", input, weight, **kwargs)
+    runs = {name: c.algorithm for c in candidates for name in c.runs}
+    assert {runs[name] for name in ("fprop", "dgrad", "wgrad")} == {"tensor_core"}

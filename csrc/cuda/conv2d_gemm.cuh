@@ -1,5 +1,5 @@
-// Convolutions as matrix products (gemm.cuh): which element of which tensor a row, a column and a
-// depth meet in. One product a group.
+// Convolutions as matrix products (gemm.cuh, mma_gemm.cuh): which element of which tensor a row, a
+// column and a depth meet in. One product a group.
 //
 //            rows                     columns     depth                      gathered from
 //   fprop    N*P*Q outputs            filters     channels x taps            input
@@ -16,7 +16,8 @@
 #pragma once
 
 #include "conv2d.cuh"
-#include "gemm.cuh"
+#include "dtype.cuh"
+#include "gemm_operands.cuh"
 
 namespace cnnkernels::CNN_TARGET {
 
@@ -26,6 +27,7 @@ constexpr int kMostGatherTaps = 15;
 // The gradient of the convolution's sum behind a ReLU: GradOutput, by offsets.
 template <class T>
 struct Masked {
+  static constexpr bool kIsPlain = false;
   struct Pointer {
     const T *grad, *relu;
   };
@@ -58,7 +60,9 @@ struct Masked {
   }
   template <int kWidth>
   __device__ static T value(const Raw<kWidth>& raw, int i) {
-    return raw.relu.values[i] <= 0 ? T(0) : raw.grad.values[i];
+    using A = Accumulator<T>;
+    const bool closed = static_cast<A>(raw.relu.values[i]) <= 0;
+    return closed ? static_cast<T>(A(0)) : raw.grad.values[i];
   }
 };
 
@@ -182,7 +186,10 @@ struct PixelGemm {
             first_mask + mask.at(n, 0, h.start(i), w.start(j)),
             h.closed(i) | w.closed(j) << kMostGatherTaps};
   }
-  __device__ Place column(int index) const { return {first_weight + index * weight.n, 0, 0}; }
+  // `depth` channels further.
+  __device__ Place column(int index, int depth = 0) const {
+    return {first_weight + index * weight.n + depth * weight.c, 0, 0};
+  }
 
   __device__ void depth(int index, Place& row, Place& column) const {
     const auto [c, r, s] = tap_of<kChannelsFastest>(index, channels, h.taps, w.taps);
@@ -231,7 +238,7 @@ struct FilterGemm {
     return {first_source + source.at(0, c, r * h.distance, s * w.distance), 0,
             1u << r | 1u << (kMostGatherTaps + s)};
   }
-  __device__ Place column(int index) const {
+  __device__ Place column(int index, int = 0) const {
     return {first_gradient + index * gradient.c, first_mask + index * mask.c, 0};
   }
 

@@ -37,14 +37,10 @@
 
 #include "conv2d_gemm.cuh"
 #include "epilogue.cuh"
+#include "gemm.cuh"
 #include "index.cuh"
 
 namespace cnnkernels::CNN_TARGET {
-
-template <class Gradient>
-constexpr bool kIsMasked = false;
-template <class T>
-constexpr bool kIsMasked<Masked<T>> = true;
 
 // How the passes load their operands: by 16 bytes where channels are neighbours in memory and their
 // number allows (kPacks), or else element by element, for any strides, with lanes along what is
@@ -58,7 +54,7 @@ struct ImplicitGemm {
       std::conditional_t<kPacks, PacksAlongDepth<kRows, kThreads>, LanesAlongRows<kRows, kThreads>>;
   // LanesAlongDepth touch the fewest sectors, but keep registers for each of their rows.
   template <class Gradient>
-  static constexpr bool kHasRoom = kRows * kStageDepth / kThreads <= 4 && !kIsMasked<Gradient>;
+  static constexpr bool kHasRoom = kRows * kStageDepth / kThreads <= 4 && Gradient::kIsPlain;
   template <class Gradient>
   using TapRows =
       std::conditional_t<kPacks, PacksAlongRows<kRows, kThreads>,
@@ -134,7 +130,7 @@ __global__ void __launch_bounds__(kBlockThreads<T, kRows, kColumns>,
 // Block z has the pixels of remainder z by the strides.
 template <class T, class Gradient, int kRows, int kColumns, bool kPacks>
 __global__ void __launch_bounds__(kBlockThreads<T, kRows, kColumns>,
-                                  (kBlocks<T, kRows, kColumns, kPacks || kIsMasked<Gradient>>))
+                                  (kBlocks<T, kRows, kColumns, kPacks || !Gradient::kIsPlain>))
     conv2d_implicit_gemm_dgrad(Conv2dProblem problem, Gradient grad_output,
                                const T* __restrict__ weight, T* __restrict__ grad_input) {
   using Gemm = ImplicitGemm<T, kRows, kColumns, kPacks>;

@@ -9,6 +9,7 @@
 //   SHARED_ARRAY(float, tile, [16][17]);   a static shared array, 16-byte aligned
 //   DYNAMIC_SHARED(float, buffer);         float* buffer: the launch's dynamic shared memory
 //   launch<kernel>(grid, block, shared_bytes, stream, arguments...)
+//   compiled_for<kernel>()   80 for compute capability 8.0, of the code that would run
 //   copy_async<16>(shared, global, valid);  cp.async of 4, 8 or 16 bytes, those behind `valid` zero
 //   commit_copies(); wait_copies<1>();      its groups: wait for all but the last one
 //   sync_named(number, threads);            barriers 1 to 15, for some whole warps of the block;
@@ -24,6 +25,9 @@
 //   ldmatrix_transposed(...)         elements of shared memory; lane 8 * i + j gives the address
 //                                    of row j of matrix i, a multiple of 16
 //   to_tf32(x)                       unsigned: the float x rounded to tf32
+//   tf32_operand(bits)               unsigned: what an mma, which ignores the low 13 bits, takes
+//   for
+//                                    the float of these bits, rounded to tf32; NaNs are quiet ones
 //   mma_m16n8k8_tf32(d, a, b, c)     float d[4] = unsigned a[4] * unsigned b[2] + float c[4]
 //   mma_m16n8k16<T>(d, a, b, c)      the same for T = __half or __nv_bfloat16
 //
@@ -119,6 +123,16 @@ void launch(dim3 grid, dim3 block, std::size_t shared_bytes, Stream stream, Args
       },
       arguments);
   check_launch(cudaGetLastError(), __PRETTY_FUNCTION__);
+}
+
+// The compute capability, times 10, whose code runs on the current device: what __CUDA_ARCH__, a
+// tenth of it, was. 0 where there is none.
+template <auto Kernel>
+int compiled_for() {
+  cudaFuncAttributes attributes;
+  const bool known = cudaFuncGetAttributes(&attributes, Kernel) == cudaSuccess;
+  if (!known) static_cast<void>(cudaGetLastError());  // forgotten
+  return known ? attributes.ptxVersion : 0;
 }
 
 // cp.async came with sm_80; before, the copy is made at once.
@@ -218,6 +232,12 @@ __device__ __forceinline__ unsigned to_tf32(float value) {
   return bits;
 }
 
+// Half a unit in the last place that counts, whose carry rounds: two instructions, where cvt makes
+// three. NaN must not overflow.
+__device__ __forceinline__ unsigned tf32_operand(unsigned bits) {
+  return fabsf(__uint_as_float(bits)) < INFINITY ? bits + 0x1000 : bits;
+}
+
 __device__ __forceinline__ void mma_m16n8k8_tf32(float (&d)[4], const unsigned (&a)[4],
                                                  const unsigned (&b)[2], const float (&c)[4]) {
   asm volatile(
@@ -255,6 +275,8 @@ __device__ __forceinline__ unsigned to_tf32(float) {
   __trap();
   return 0;
 }
+
+__device__ __forceinline__ unsigned tf32_operand(unsigned bits) { return bits; }
 
 __device__ __forceinline__ void mma_m16n8k8_tf32(float (&)[4], const unsigned (&)[4],
                                                  const unsigned (&)[2], const float (&)[4]) {
@@ -346,11 +368,17 @@ using emulator::ldmatrix_transposed;
 using emulator::mma_m16n8k16;
 using emulator::mma_m16n8k8_tf32;
 using emulator::multiply_add;
+using emulator::tf32_operand;
 using emulator::to_tf32;
 
 template <class T>
 T computed(T x) {
   return x;
+}
+
+template <auto Kernel>
+constexpr int compiled_for() {
+  return 90;
 }
 
 // Runs the kernel; returns when it is done. Throws std::runtime_error for all that CUDA forbids.

@@ -20,30 +20,14 @@
 // then it is stored to the other one of two buffers, and a barrier ends the stage. cp.async would
 // take more issue slots: nvcc pads each copy, of 4 bytes, with 3 instructions that do nothing.
 //
-// Addresses are sums: an element lies at its row's offset plus its depth's. A thread keeps the rows
-// that it loads; the depths wait in a table in shared memory, which all threads fill 128 ahead.
-// Whether an element exists is told by bits: a bit `closed` by both its row and its depth makes it
-// zero. So an element costs an addition, a test and a load, whatever the convolution.
+// How elements are found: gemm_operands.cuh.
 #pragma once
 
-#include <cstdint>
-
-#include "reduce.cuh"
+#include "gemm_operands.cuh"
 
 namespace cnnkernels::CNN_TARGET {
 
-constexpr int kStageDepth = 8;    // of a buffer
-constexpr int kTableDepth = 128;  // of half the table
-
-// Neighbours in memory that one request moves.
-template <class T, int kWidth>
-struct alignas(kWidth * sizeof(T)) Elements {
-  T values[kWidth];
-};
-
-// As many as a request can.
-template <class T>
-constexpr int kPack = 16 / sizeof(T);
+constexpr int kStageDepth = 8;  // of a buffer
 
 // The tile of a block; A is the type of its elements and sums.
 template <class A_, int kRows_, int kColumns_>
@@ -75,53 +59,6 @@ struct GemmTile {
   __device__ static int thread_column() {
     const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
     return warp % kWarpsAcross * kWarpColumns + lane % kWarpColumns;
-  }
-};
-
-// ---- where the elements lie ----
-
-// Of a row, a column or a depth: how far its elements are from the operand's first, and from the
-// first of what masks it; the bits of the other side that close it.
-struct Place {
-  int64_t offset, mask_offset;
-  unsigned closed;
-
-  __device__ Place behind(const Place& other) const {
-    return {offset - other.offset, mask_offset - other.mask_offset, closed};
-  }
-};
-
-// Set in every row and column, and in the depths behind the last: those count as zero.
-constexpr unsigned kBeyond = 1u << 31;
-
-// An operand that is a tensor as it stands. Near is a place whose offsets fit 32 bits, Raw what
-// load() leaves for value().
-template <class T>
-struct Plain {
-  using Pointer = const T*;
-  struct alignas(8) Near {
-    int offset;
-    unsigned closed;
-  };
-  template <int kWidth>
-  using Raw = Elements<T, kWidth>;
-
-  const T* data;
-
-  __device__ Pointer at(const Place& place) const { return computed(data + place.offset); }
-  __device__ static Near near(const Place& place) {
-    return {static_cast<int>(place.offset), place.closed};
-  }
-  // What lies at both offsets from `origin`.
-  template <int kWidth>
-  __device__ static void load(Pointer origin, const Near& row, const Near& depth, bool open,
-                              Raw<kWidth>& raw) {
-    raw = open ? *reinterpret_cast<const Raw<kWidth>*>(origin + (row.offset + depth.offset))
-               : Raw<kWidth>{};
-  }
-  template <int kWidth>
-  __device__ static T value(const Raw<kWidth>& raw, int i) {
-    return raw.values[i];
   }
 };
 
@@ -265,32 +202,14 @@ __device__ void multiply_stage(const A* stage, typename Tile::Sums& sums) {
   }
 }
 
-// The halves of the table, by depth modulo both.
-template <class Rows, class Columns>
-struct DepthTable {
-  typename Rows::Near rows[2 * kTableDepth];
-  typename Columns::Near columns[2 * kTableDepth];
-
-  // The half that begins with depth `first`. `shape` has depths up to `end`.
-  template <class Shape>
-  __device__ void fill(const Shape& shape, int first, int end, int threads) {
-    for (int i = computed(threadIdx.x); i < kTableDepth; i += threads) {
-      Place row = {0, 0, kBeyond}, column = row;
-      if (first + i < end) shape.depth(first + i, row, column);
-      rows[(first + i) % (2 * kTableDepth)] = Rows::near(row);
-      columns[(first + i) % (2 * kTableDepth)] = Columns::near(column);
-    }
-  }
-};
-
 // Adds the products of the depths [begin, end), where `begin` is a multiple of kTableDepth.
 template <class Tile, class Shape, class RowLoader, class ColumnLoader, class Table, class A>
 __device__ void multiply(const Shape& shape, RowLoader& rows, ColumnLoader& columns, Table& table,
                          int begin, int end, A (&buffers)[2][Tile::kBuffer],
                          typename Tile::Sums& sums) {
   const auto load = [&](int depth) {
-    rows.load(table.rows + depth % (2 * kTableDepth));
-    columns.load(table.columns + depth % (2 * kTableDepth));
+    rows.load(table.rows + table.entry(depth));
+    columns.load(table.columns + table.entry(depth));
   };
   const auto store = [&](A* stage) {
     rows.store(stage);
@@ -362,19 +281,6 @@ __device__ void drain(const typename Tile::Sums& sums, A* buffer, const Sink& si
 }
 
 // ---- a block's work ----
-
-// Where the block's tile begins. Tiles lie side by side over the columns, then the rows: blocks
-// that run at the same time share rows, of which there are more.
-struct TileCorner {
-  int row, column;
-};
-
-template <class Tile>
-__device__ TileCorner tile_corner(int columns) {
-  const int across = (columns + Tile::kColumns - 1) / Tile::kColumns;
-  return {static_cast<int>(blockIdx.x / across) * Tile::kRows,
-          static_cast<int>(blockIdx.x % across) * Tile::kColumns};
-}
 
 // The types that make up a product: its tile, the operands, the patterns that they are loaded in,
 // and whether sums leave with lanes along the rows or the columns.

@@ -30,13 +30,18 @@ void* Arena::place(const SharedArray& key) {
   return append({&key, key.bytes});
 }
 
-std::string Arena::name(const void* address, std::size_t bytes) const {
+const Arena::Placed* Arena::array_of(const void* address, std::size_t bytes) const {
   const auto* at = static_cast<const std::byte*>(address);
-  for (const Placed& array : arrays_) {
-    if (at < array.begin || at + bytes > array.begin + array.bytes) continue;
-    return std::string(array.key->name) + " + " + std::to_string(at - array.begin) + " bytes";
-  }
-  return "";
+  for (const Placed& array : arrays_)
+    if (at >= array.begin && at + bytes <= array.begin + array.bytes) return &array;
+  return nullptr;
+}
+
+std::string Arena::name(const void* address, std::size_t bytes) const {
+  const Placed* array = array_of(address, bytes);
+  if (array == nullptr) return "";
+  const auto offset = static_cast<const std::byte*>(address) - array->begin;
+  return std::string(array->key->name) + " + " + std::to_string(offset) + " bytes";
 }
 
 std::string Arena::name_outside(const void* address) const {

@@ -37,6 +37,11 @@ class Arena {
     return at >= memory_.get() && at < memory_.get() + kCapacity;
   }
 
+  // Do all of these bytes lie in one array?
+  bool covers(const void* address, std::size_t bytes) const {
+    return array_of(address, bytes) != nullptr;
+  }
+
   // The array that all of [address, address + bytes) lies in, as "tile + 12 bytes"; or "".
   std::string name(const void* address, std::size_t bytes) const;
 
@@ -52,6 +57,8 @@ class Arena {
     std::size_t bytes;
     std::byte* begin = nullptr;
   };
+
+  const Placed* array_of(const void* address, std::size_t bytes) const;
 
   static constexpr SharedArray kDynamic = {"the dynamic buffer", 0};
   static constexpr std::size_t kAlignment = 16;

@@ -99,7 +99,7 @@ void* shared_array(const SharedArray& array) {
 void* dynamic_shared() { return worker->dynamic_shared(); }
 
 void check_shared(const char* operation, const void* address, std::size_t bytes, SourceLine line) {
-  if (!worker->arena().name(address, bytes).empty()) return;
+  if (worker->arena().covers(address, bytes)) return;
   fail(std::string(operation) + " of an address outside of the shared arrays", line);
 }
 

@@ -86,7 +86,7 @@ void Observer::access(const void* address, std::size_t bytes, Access kind, std::
                     " bytes at a misaligned address, " + name(address, bytes));
   }
   if (worker_.arena().holds(address)) {
-    if (checker_ && worker_.arena().name(address, bytes).empty()) {
+    if (checker_ && !worker_.arena().covers(address, bytes)) {
       fail(place, std::string(verb(kind)) + " " + std::to_string(bytes) +
                       " bytes of shared memory outside of its arrays, " +
                       worker_.arena().name_outside(address));

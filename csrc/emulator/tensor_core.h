@@ -110,6 +110,8 @@ inline unsigned to_tf32(float value) {
   return (bits + (kTf32Dropped + 1) / 2) & ~kTf32Dropped;
 }
 
+inline unsigned tf32_operand(unsigned bits) { return to_tf32(float_of(bits)); }
+
 // What a register of A or B holds.
 struct Tf32Format {
   static constexpr const char* kName = "mma.m16n8k8.tf32";

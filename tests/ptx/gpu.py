@@ -51,6 +51,7 @@ class Conv2dProblem(ctypes.Structure):
         *fields(ctypes.c_int, "N C H W K R S P Q stride_h stride_w pad_top pad_left"),
         *fields(ctypes.c_int, "dilation_h dilation_w groups"),
         *fields(Strides, "input weight output relu"),
+        *fields(ctypes.c_bool, "tf32"),
     ]
 
 

@@ -55,13 +55,16 @@ def run(gpu: Gpu, which: Pass) -> Iterator[tuple[str, list[Tensor]]]:
 # ---------------------------------------------------------------- convolution
 
 
-def conv2d_problem(input, weight, output, relu_output, stride=1, padding=0, dilation=1, groups=1):
+def conv2d_problem(
+    input, weight, output, relu_output, stride=1, padding=0, dilation=1, groups=1, tf32=True
+):
+    """`tf32`: whether float32 may be rounded to it, as small integers can be."""
     stride, dilation = _pair("", "stride", stride), _pair("", "dilation", dilation)
     top, _, left, _ = _conv_padding(padding, weight, stride, dilation)
     K, _, R, S = weight.shape
     relu_output = output if relu_output is None else relu_output
     sizes = (*input.shape, K, R, S, *output.shape[2:], *stride, top, left, *dilation, groups)
-    return Conv2dProblem(*sizes, *map(strides, (input, weight, output, relu_output)))
+    return Conv2dProblem(*sizes, *map(strides, (input, weight, output, relu_output)), tf32)
 
 
 def conv2d_passes(operands, relu_output, results, kwargs) -> Iterator[Pass]:

@@ -27,7 +27,7 @@ struct Conv2dCase {
     problem.stride_h = stride_h, problem.stride_w = stride_w;
     problem.pad_top = pad_top, problem.pad_left = pad_left;
     problem.dilation_h = dilation_h, problem.dilation_w = dilation_w;
-    problem.groups = groups;
+    problem.groups = groups, problem.tf32 = true;  // small integers stay exact
     return problem;
   }
 };
