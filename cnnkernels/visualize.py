@@ -1,6 +1,8 @@
 """Pictures of what a network computes; matplotlib draws them, into files."""
 
 import copy
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -52,10 +54,9 @@ def save_feature_maps(model: nn.Module, image: Tensor, path: Path, title: str = 
     Raises:
         MissingExtra: matplotlib is absent.
     """
-    figure = import_extra("matplotlib.figure", "matplotlib", extra="viz").Figure
     stages = first_layer(model, image)
     shown = min(CHANNELS, *(len(maps) for maps in stages.values()))
-    picture = figure(figsize=(0.8 * (shown + 4), len(stages) + 0.6), layout="constrained")
+    picture = _figure(figsize=(0.8 * (shown + 4), len(stages) + 0.6))
     left, right = picture.subfigures(1, 2, width_ratios=(3.2, shown))
     _draw_image(left.subplots(), image, title)
     for row, (stage, maps) in zip(
@@ -63,8 +64,7 @@ def save_feature_maps(model: nn.Module, image: Tensor, path: Path, title: str = 
     ):
         row.suptitle(f"{stage}: {' x '.join(map(str, maps.shape))}", fontsize=9)
         _draw_maps(row, maps[:shown])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture.savefig(path, dpi=150)
+    _save(picture, path)
 
 
 def _draw_image(axes, image: Tensor, title: str) -> None:
@@ -89,3 +89,42 @@ def _draw_maps(row, maps: Tensor) -> None:
         axes.set_axis_off()
     scale = row.colorbar(drawn, ax=panels, pad=0.01, aspect=8)
     scale.ax.tick_params(labelsize=6)
+
+
+def save_confusion(confusion: Tensor, classes: Sequence[str], path: Path, title: str = "") -> None:
+    """Draws a confusion matrix, images by [label, answer], into a file.
+
+    Colours are shares of a label's images, so that rare classes are seen, too; what is wrong is
+    in another colour than what is right.
+
+    Raises:
+        MissingExtra: matplotlib is absent.
+    """
+    shares = confusion / confusion.sum(1, keepdim=True).clamp(min=1)
+    right = torch.eye(len(classes), dtype=torch.bool)
+    size = 2.5 + 0.45 * len(classes)
+    picture = _figure(figsize=(size, size))
+    axes = picture.subplots()
+    for part, colours in ((right, "Greens"), (~right, "Reds")):
+        axes.imshow(shares.where(part, math.nan).numpy(), cmap=colours, vmin=0, vmax=1)
+    for i, j in confusion.nonzero().tolist():
+        ink = "white" if shares[i, j] > 0.6 else "black"
+        axes.text(j, i, f"{confusion[i, j]}", ha="center", va="center", color=ink, fontsize=7)
+    ticks = range(len(classes))
+    axes.set_xticks(ticks, classes, rotation=45, ha="right", fontsize=8)
+    axes.set_yticks(ticks, classes, fontsize=8)
+    axes.set(xlabel="answer", ylabel="label", title=title)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    _save(picture, path)
+
+
+def _figure(**settings):
+    """A matplotlib figure that no display knows of."""
+    module = import_extra("matplotlib.figure", "matplotlib", extra="viz")
+    return module.Figure(layout="constrained", **settings)
+
+
+def _save(picture, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.savefig(path, dpi=150)

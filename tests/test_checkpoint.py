@@ -13,8 +13,9 @@ import torch
 
 from cnnkernels.checkpoint import CheckpointError
 from cnnkernels.cli import main
+from cnnkernels.config import TrainConfig
 from cnnkernels.data import Dataset
-from cnnkernels.train import TrainConfig, train
+from cnnkernels.train import train
 
 
 @pytest.fixture
