@@ -5,14 +5,16 @@ import contextlib
 import dataclasses
 import json
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 import cnnkernels
-from cnnkernels import demo, parallel
+from cnnkernels import demo, inspection, parallel, visualize
 from cnnkernels.augment import AUGMENTATIONS
 from cnnkernels.checkpoint import CheckpointError
 from cnnkernels.config import (
@@ -25,12 +27,11 @@ from cnnkernels.config import (
     ConfigError,
     TrainConfig,
 )
-from cnnkernels.data import DataError, Dataset, load
-from cnnkernels.evaluation import Evaluation, evaluate, load_classifier
+from cnnkernels.data import DataError, Dataset, load, read_image
+from cnnkernels.evaluation import Classifier, Evaluation, evaluate, load_classifier, mistakes
 from cnnkernels.models import MODELS
 from cnnkernels.summary import summary
 from cnnkernels.train import EpochReport, Stopped, train
-from cnnkernels.visualize import save_confusion
 
 DESCRIPTION = "Hand-written convolution and pooling kernels for PyTorch: train, compare, inspect."
 TERMINATED = 143  # a shell's status of what SIGTERM has ended
@@ -57,7 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="cnnkernels", description=DESCRIPTION)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_train, _add_evaluate, _add_predict, _add_summary, _add_demo, _add_info):
+    for add in (
+        *(_add_train, _add_evaluate, _add_predict, _add_visualize),
+        *(_add_summary, _add_demo, _add_info),
+    ):
         add(commands)
     return parser
 
@@ -195,10 +199,7 @@ def _add_evaluate(commands: _Commands) -> None:
 
 def _evaluate(options: argparse.Namespace) -> int:
     classifier = load_classifier(options.checkpoint, options.backend != "torch")
-    options.model = classifier.name
-    data = _load(options)
-    if data.classes != classifier.classes:
-        raise DataError(f"{data.name}: other classes than those of {options.checkpoint}")
+    data = _load_for(classifier, options)
     with _emulation(options):
         found = evaluate(classifier, data.test_images, data.test_labels, len(data.classes))
     rows = [
@@ -232,6 +233,174 @@ def _predict(options: argparse.Namespace) -> int:
             shares = ", ".join(f"{name} {100 * share:.1f} %" for name, share in found)
             print(f"{file}: {shares}", flush=True)
     return 0
+
+
+# ---------------------------------------------------------------- visualize
+
+
+def _add_visualize(commands: _Commands) -> None:
+    command = _command(commands, "visualize", _visualize, "draw what a network sees, as a PNG")
+    command.add_argument(
+        "what",
+        choices=_PICTURES,
+        metavar="WHAT",
+        help="filters, of the first layer; maps, which it makes of an image, before and after ReLU "
+        "and pooling; fixed filters at work on an image; excite: images that excite a layer's "
+        "filters most; saliency and occlusion: the pixels that an answer rests on; scores: the "
+        "classes' probabilities; mistakes: test images taken for others",
+    )
+    command.add_argument("output", type=Path, metavar="PNG")
+    command.add_argument(
+        "--checkpoint", type=Path, metavar="FILE", help="the network: not for fixed"
+    )
+    command.add_argument("--image", type=Path, metavar="FILE", help="an image file, or else one of")
+    _take_data(command)
+    command.add_argument("--index", type=int, default=0, metavar="I", help="which test image (0)")
+    command.add_argument("--layer", metavar="NAME", help="to excite; by default the last one")
+    command.add_argument(
+        "--filters", type=int, nargs="+", metavar="K", help="to excite; by default the first ten"
+    )
+    command.add_argument(
+        "--kernels",
+        type=_kernels,
+        default="edges",
+        metavar="SET",
+        help="fixed filters: edges (default), sobel, or a matrix or a list of them as JSON",
+    )
+
+
+def _visualize(options: argparse.Namespace) -> int:
+    if options.what != "fixed" and options.checkpoint is None:
+        raise ConfigError(f"visualize {options.what} needs a --checkpoint")
+    try:
+        _PICTURES[options.what](options)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    print(f"picture: {options.output}")
+    return 0
+
+
+def _draw_filters(options: argparse.Namespace) -> None:
+    classifier = load_classifier(options.checkpoint)
+    title = f"Model {classifier.name}: the first layer's filters"
+    visualize.save_filters(classifier.model, options.output, title)
+
+
+def _draw_maps(options: argparse.Namespace) -> None:
+    classifier = load_classifier(options.checkpoint, convert=False)
+    image, label, data = _image(options, classifier)
+    title = options.image.name if data is None else data.classes[label]
+    visualize.save_feature_maps(
+        classifier.model, image, options.output, title, lambda x: classifier.prepare(x[None])[0]
+    )
+
+
+def _draw_fixed(options: argparse.Namespace) -> None:
+    image = _image(options, None)[0]
+    visualize.save_fixed_filters(options.kernels, image, options.output)
+
+
+def _draw_excite(options: argparse.Namespace) -> None:
+    classifier = load_classifier(options.checkpoint, fuse=False)
+    model = nn.Sequential(OrderedDict(prepare=_Prepare(classifier), model=classifier.model))
+    names = [name for name, module in classifier.model.named_modules() if name]
+    layer = options.layer or names[-1]
+    filters = options.filters or range(min(10, len(classifier.classes)))
+    images = inspection.excite(model, f"model.{layer}", filters, classifier.input_shape)
+    is_last = layer == names[-1]
+    titles = [classifier.classes[k] if is_last else f"filter {k}" for k in filters]
+    title = f"Model {classifier.name}: what excites {layer} most"
+    visualize.save_images(images, titles, options.output, title)
+
+
+class _Prepare(nn.Module):
+    """What a classifier does to images first, as a module."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.forward = classifier.prepare
+
+
+def _draw_heat(options: argparse.Namespace) -> None:
+    classifier = load_classifier(options.checkpoint)
+    image, _, _ = _image(options, classifier)
+    with torch.no_grad():
+        answer = classifier(image[None])[0].argmax().item()
+    heat = getattr(inspection, options.what)(classifier, image, answer)
+    told = {"saliency": "pixels that move it most", "occlusion": "what is lost where it is hidden"}
+    title = f"{classifier.classes[answer]}: {told[options.what]}"
+    visualize.save_heat(image, heat, options.output, title)
+
+
+def _draw_scores(options: argparse.Namespace) -> None:
+    classifier = load_classifier(options.checkpoint)
+    image, label, _ = _image(options, classifier)
+    with torch.inference_mode():
+        scores = classifier(image[None])[0].softmax(0)
+    visualize.save_scores(image, scores, classifier.classes, options.output, label)
+
+
+def _draw_mistakes(options: argparse.Namespace) -> None:
+    classifier = load_classifier(options.checkpoint)
+    data = _load_for(classifier, options)
+    found = mistakes(classifier, data.test_images, data.test_labels)
+    if not found:
+        raise ConfigError(f"{data.name}: no test image is taken for another")
+    shown = found[:24]
+    images = data.test_images[torch.tensor([mistake.index for mistake in shown])]
+    titles = [
+        f"{data.classes[m.answer]} {100 * m.probability:.0f} %\nis {data.classes[m.label]}"
+        for m in shown
+    ]
+    count = len(data.test_labels)
+    title = f"Model {classifier.name}: the surest of {len(found):,} mistakes in {count:,}"
+    visualize.save_images(images, titles, options.output, title)
+
+
+_PICTURES: dict[str, Callable[[argparse.Namespace], None]] = {
+    "filters": _draw_filters,
+    "maps": _draw_maps,
+    "fixed": _draw_fixed,
+    "excite": _draw_excite,
+    "saliency": _draw_heat,
+    "occlusion": _draw_heat,
+    "scores": _draw_scores,
+    "mistakes": _draw_mistakes,
+}
+
+
+def _image(
+    options: argparse.Namespace, classifier: Classifier | None
+) -> tuple[Tensor, int | None, Dataset | None]:
+    """The image that is asked for; one of a data set with its label and the set."""
+    shape = (1, 256, 256) if classifier is None else classifier.input_shape
+    if options.image is not None:
+        return read_image(options.image, shape), None, None
+    data = load(options.data, shape) if classifier is None else _load_for(classifier, options)
+    if not 0 <= options.index < len(data.test_labels):
+        raise DataError(f"{data.name}: no test image {options.index}")
+    return data.test_images[options.index], int(data.test_labels[options.index]), data
+
+
+def _load_for(classifier: Classifier, options: argparse.Namespace) -> Dataset:
+    options.model = classifier.name
+    data = _load(options)
+    if data.classes != classifier.classes:
+        raise DataError(f"{data.name}: other classes than those of {options.checkpoint}")
+    return data
+
+
+def _kernels(text: str) -> dict[str, Tensor]:
+    if text in inspection.FILTERS:
+        return inspection.FILTERS[text]
+    try:
+        found = torch.tensor(json.loads(text), dtype=torch.float32)
+    except (ValueError, TypeError) as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error}") from error
+    if found.dim() not in (2, 3) or found.numel() == 0:
+        raise argparse.ArgumentTypeError(f"{text} is no matrix and no list of matrices")
+    found = found if found.dim() == 3 else found[None]
+    return {f"filter {i}": kernel for i, kernel in enumerate(found)}
 
 
 # ---------------------------------------------------------------- summary, demo, info
@@ -329,5 +498,5 @@ def _emulation(options: argparse.Namespace) -> contextlib.AbstractContextManager
 def _draw_confusion(path: Path | None, found: Evaluation, data: Dataset, title: str) -> None:
     if path is not None and parallel.is_first():
         title = f"{title} on {data.name}: {100 * found.accuracy:.2f} %"
-        save_confusion(found.confusion, data.classes, path, title)
+        visualize.save_confusion(found.confusion, data.classes, path, title)
         print(f"confusion matrix: {path}")

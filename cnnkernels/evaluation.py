@@ -76,6 +76,32 @@ def evaluate(
     return Evaluation((total(loss) / len(labels)).item(), total(confusion).cpu())
 
 
+@dataclass(frozen=True)
+class Mistake:
+    """An image by its index, its label, and the answer with its probability, which is wrong."""
+
+    index: int
+    label: int
+    answer: int
+    probability: float
+
+
+def mistakes(
+    model: Callable[[Tensor], Tensor], images: Images, labels: Tensor, batch_size: int = BATCH
+) -> list[Mistake]:
+    """The images, (N, C, H, W), for which the largest logit is not at the label; surest first."""
+    found = []
+    for indices in torch.arange(len(labels)).split(batch_size):
+        with torch.inference_mode():
+            shares, answers = model(images[indices]).softmax(1).max(1)
+        for row in (answers != labels[indices]).nonzero().flatten().tolist():
+            index = indices[row].item()
+            found.append(
+                Mistake(index, labels[index].item(), answers[row].item(), shares[row].item())
+            )
+    return sorted(found, key=lambda mistake: -mistake.probability)
+
+
 @dataclass(frozen=True, eq=False)
 class Classifier:
     """A trained model with all that it takes to use it: what it is, its classes, its input."""
@@ -115,10 +141,10 @@ class Classifier:
             ]
 
 
-def load_classifier(path: Path, convert: bool = True) -> Classifier:
+def load_classifier(path: Path, convert: bool = True, fuse: bool = True) -> Classifier:
     """The model of a checkpoint, in evaluation mode on the CPU: its best weights, else its last.
 
-    With `convert`, our kernels run it; else it is plain torch.nn.
+    With `convert`, our kernels run it, with `fuse` several layers by one; else it is torch.nn's.
 
     Raises:
         CheckpointError: the file cannot be read, or is none of a run.
@@ -132,7 +158,7 @@ def load_classifier(path: Path, convert: bool = True) -> Classifier:
     statistics = content.normalization
     return Classifier(
         content.run["model"],
-        (cnnkernels.convert(model) if convert else model).eval(),
+        (cnnkernels.convert(model, fuse) if convert else model).eval(),
         tuple(content.classes),
         Normalization(**statistics) if statistics else None,
     )
