@@ -170,7 +170,7 @@ def _train(options: argparse.Namespace) -> int:
     )
     result = train(config, _show_epoch)
     _say(f"test accuracy {100 * result.accuracy:.2f} %")
-    _draw_confusion(options.confusion, result.test, config.data, f"Model {config.model}")
+    _draw_confusion(options.confusion, result.test, config.data.classes, f"Model {config.model}")
     return 0
 
 
@@ -210,7 +210,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     ]
     print(demo.table(("class", "images", "accuracy"), rows))
     print(f"loss {found.loss:.4f}   test accuracy {100 * found.accuracy:.2f} %")
-    _draw_confusion(options.confusion, found, data, f"Model {classifier.name}")
+    _draw_confusion(options.confusion, found, data.classes, f"Model {classifier.name}")
     return 0
 
 
@@ -309,7 +309,7 @@ def _draw_excite(options: argparse.Namespace) -> None:
     images = inspection.excite(model, f"model.{layer}", filters, classifier.input_shape)
     is_last = layer == names[-1]
     titles = [classifier.classes[k] if is_last else f"filter {k}" for k in filters]
-    title = f"Model {classifier.name}: what excites {layer} most"
+    title = f"Model {classifier.name}: what excites {'a class' if is_last else layer} most"
     visualize.save_images(images, titles, options.output, title)
 
 
@@ -495,8 +495,10 @@ def _emulation(options: argparse.Namespace) -> contextlib.AbstractContextManager
     return contextlib.nullcontext()
 
 
-def _draw_confusion(path: Path | None, found: Evaluation, data: Dataset, title: str) -> None:
+def _draw_confusion(
+    path: Path | None, found: Evaluation, classes: Sequence[str], title: str
+) -> None:
     if path is not None and parallel.is_first():
-        title = f"{title} on {data.name}: {100 * found.accuracy:.2f} %"
-        visualize.save_confusion(found.confusion, data.classes, path, title)
+        title = f"{title}: {100 * found.accuracy:.2f} %"
+        visualize.save_confusion(found.confusion, classes, path, title)
         print(f"confusion matrix: {path}")

@@ -1,5 +1,7 @@
 """The table of layers, held to the textbook's formulas and to torch's own counter of FLOP."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from test_models import PARAMETERS
@@ -9,6 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from cnnkernels import cli
 from cnnkernels.models import MODELS, build_model
 from cnnkernels.summary import layers, summary
+
+
+GUIDE = Path(__file__).parents[1] / "docs" / "models.md"
 
 
 def output_size(w: int, f: int, p: int, s: int) -> int:
@@ -73,6 +78,10 @@ def test_command(capsys: pytest.CaptureFixture) -> None:
     flop = 2 * 64 * 224 * 224 * 27
     assert first.split() == ["features.0", "Conv2d", "64x224x224", "1,792", f"{flop:,}"]
     assert text.splitlines()[-1].split()[1] == "138,357,544"
+
+
+def test_the_table_of_the_guide() -> None:
+    assert f"```\n{summary('a')}\n```" in GUIDE.read_text()
 
 
 @pytest.mark.parametrize("shape", ["3x224", "axbxc", "3x0x3", ""])
