@@ -12,7 +12,6 @@ from cnnkernels import cli
 from cnnkernels.models import MODELS, build_model
 from cnnkernels.summary import layers, summary
 
-
 GUIDE = Path(__file__).parents[1] / "docs" / "models.md"
 
 
