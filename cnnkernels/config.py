@@ -162,9 +162,15 @@ class TrainConfig:
             raise ConfigError(
                 f"model {self.model} takes images of shape {takes}, not {has} ({self.data.name})"
             )
-        for name in (
-            *("epochs", "learning_rate", "batch_size", "max_steps", "accumulate", "save_every"),
-        ):
+        positive = (
+            "epochs",
+            "learning_rate",
+            "batch_size",
+            "max_steps",
+            "accumulate",
+            "save_every",
+        )
+        for name in positive:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ConfigError(f"{name} must be positive and finite, not {value}")

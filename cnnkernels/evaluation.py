@@ -27,7 +27,7 @@ class Evaluation:
     @property
     def accuracy(self) -> float:
         """The share of images whose answer is their label, in [0, 1]."""
-        return (self.confusion.trace() / self.confusion.sum()).item()
+        return self.confusion.trace().item() / self.confusion.sum().item()
 
     @property
     def class_accuracies(self) -> list[float]:
