@@ -87,11 +87,13 @@ $(VENV)/torch.stamp: Makefile
 	@echo 'Setting up $(VENV) with $(TORCH)'
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) $(TORCH) 'setuptools>=77' ninja
+	@$(RUN) -c 'import importlib.metadata as m; print("torch==" + m.version("torch"))' > $(VENV)/torch.txt
 	@touch $@
 
+# What is installed later, such as torchvision, keeps to the torch that is there.
 $(VENV)/demo.stamp: EXTRAS = train,viz
 $(VENV)/dev.stamp: EXTRAS = dev
 $(VENV)/demo.stamp $(VENV)/dev.stamp: pyproject.toml $(VENV)/torch.stamp | build
 	@echo 'Installing cnnkernels[$(EXTRAS)] into $(VENV)'
-	@$(PIP) --no-build-isolation --editable '.[$(EXTRAS)]'
+	@$(PIP) --constraint $(VENV)/torch.txt --no-build-isolation --editable '.[$(EXTRAS)]'
 	@touch $@

@@ -11,7 +11,7 @@ from torch import Tensor
 from cnnkernels.data import atomic_file
 
 _FORMAT = "cnnkernels checkpoint"
-_VERSION = 1
+_VERSION = 2
 
 
 class CheckpointError(ValueError):
@@ -20,18 +20,29 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """All that the rest of a run depends on, after a whole epoch.
+    """All that the rest of a run depends on, after a step.
 
-    `run` is what fixes the run: one that resumes must have the same. `random` holds the states of
-    the generators, uint8. Only what torch.load reads with `weights_only` may be in here.
+    Only what torch.load reads with `weights_only` may be in here.
+
+    Attributes:
+        run: what fixes the run: one that resumes must have the same.
+        losses: of each step; their number says where in the run this is.
+        epochs: the reports of the whole epochs.
+        model: the weights, a state_dict.
+        best: those after the epoch of the smallest validation loss; empty where nobody asks.
+        optimizer: the states of optimizer, schedule and gradient scaler.
+        classes: the names of the classes.
+        normalization: mean and deviation by name, or nothing.
     """
 
     run: dict[str, Any]
     losses: list[float]
     epochs: list[dict[str, Any]]
     model: dict[str, Tensor]
-    optimizer: dict[str, Any]
-    random: dict[str, Tensor]
+    best: dict[str, Tensor]
+    optimizer: dict[str, dict[str, Any]]
+    classes: list[str]
+    normalization: dict[str, Tensor]
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
@@ -49,8 +60,8 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         raise CheckpointError(f"{path}: cannot be written: {_first_line(error)}") from error
 
 
-def load(path: Path, run: dict[str, Any]) -> Checkpoint:
-    """Reads the checkpoint of a run on to the CPU.
+def load(path: Path, run: dict[str, Any] | None = None) -> Checkpoint:
+    """Reads a checkpoint on to the CPU: of this run, if one is given, else of any.
 
     Raises:
         CheckpointError: the file is absent, damaged, no checkpoint, one of another version of
@@ -68,7 +79,7 @@ def load(path: Path, run: dict[str, Any]) -> Checkpoint:
         checkpoint = Checkpoint(**{field.name: content[field.name] for field in fields(Checkpoint)})
     except KeyError as error:
         raise CheckpointError(f"{path}: damaged: no {error}") from error
-    for name, value in run.items():
+    for name, value in (run or {}).items():
         if (theirs := checkpoint.run.get(name)) != value:
             raise CheckpointError(f"{path}: of a run with {name} {theirs}, not {value}")
     return checkpoint

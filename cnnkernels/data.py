@@ -1,9 +1,10 @@
-"""Image sets of ten classes: MNIST, Fashion-MNIST, handwritten digits, CIFAR-10.
+"""Image sets: MNIST, Fashion-MNIST, handwritten digits, CIFAR-10, and folders of image files.
 
 MNIST and sets in its format are read from IDX files (LeCun, Cortes and Burges, "The MNIST
 database", section "file formats"), CIFAR-10 from its binary version (Krizhevsky, "The CIFAR-10
 dataset"), and the digits come with scikit-learn. MNIST and Fashion-MNIST are downloaded if they
-are asked for by name, and only then.
+are asked for by name, and only then. Of a folder of image files, each class is a subfolder; Pillow
+reads them, when they are needed.
 """
 
 import contextlib
@@ -15,7 +16,7 @@ import math
 import os
 import urllib.request
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -24,6 +25,7 @@ from typing import BinaryIO
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 IMAGE_SIZE = 28
 DIGITS = tuple("0123456789")
@@ -59,6 +61,7 @@ _GZIP_MAGIC = b"\x1f\x8b"
 _CIFAR10_SHAPE = (3, 32, 32)
 _CIFAR10_RECORD = 1 + math.prod(_CIFAR10_SHAPE)  # the label goes first
 _TIMEOUT_SECONDS = 30
+_FOLDER_TEST_SHARE = 1 / 5  # of a folder of image files that has no part for tests
 
 
 @dataclass(frozen=True)
@@ -140,29 +143,84 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         partial.unlink(missing_ok=True)
 
 
+class ImageFiles:
+    """Image files that can be indexed as the tensor of their pixels, (N, C, H, W), could.
+
+    A file is read, scaled and cropped when it is asked for. See read_image.
+    """
+
+    def __init__(self, paths: Sequence[Path], image_shape: tuple[int, int, int]) -> None:
+        self.paths = paths
+        self.shape = torch.Size((len(paths), *image_shape))
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int | slice | Tensor) -> "Tensor | ImageFiles":
+        """One image; the files of a slice; the images at a tensor of indices, in one tensor."""
+        shape = self.shape[1:]
+        if isinstance(index, slice):
+            return ImageFiles(self.paths[index], shape)
+        if isinstance(index, int):
+            return read_image(self.paths[index], shape)
+        images = [read_image(self.paths[i], shape) for i in index.tolist()]
+        return torch.stack(images) if images else torch.empty(0, *shape)
+
+
+Images = Tensor | ImageFiles
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Images as float32 in [0, 1], (N, C, H, W), and labels as int64 in [0, 10), (N,)."""
+    """Images as float32 in [0, 1], (N, C, H, W), and labels as int64, (N,), indices of classes."""
 
     name: str
-    train_images: Tensor
+    train_images: Images
     train_labels: Tensor
-    test_images: Tensor
+    test_images: Images
     test_labels: Tensor
     classes: tuple[str, ...]
 
 
-def load(spec: str = "auto") -> Dataset:
+class _Part:
+    """Images with labels, fetched by the batch."""
+
+    def __init__(self, images: Images, labels: Tensor) -> None:
+        self.images, self.labels = images, labels
+
+    def __getitems__(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        return self.images[indices], self.labels[indices]
+
+
+def _as_it_is(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    return batch
+
+
+def batches(
+    images: Images, labels: Tensor, order: Sequence[Tensor], workers: int = 0
+) -> Iterable[tuple[Tensor, Tensor]]:
+    """Images and labels at each of the index tensors in `order`.
+
+    `workers` is the number of processes that read ahead what is not in memory.
+    """
+    workers = 0 if isinstance(images, Tensor) else workers
+    part = _Part(images, labels)
+    return DataLoader(part, batch_sampler=order, collate_fn=_as_it_is, num_workers=workers)
+
+
+def load(spec: str = "auto", image_shape: tuple[int, int, int] = (3, 224, 224)) -> Dataset:
     """Loads the data set that `spec` names.
 
     `mnist` and `fashion-mnist` are downloaded into the cache folder unless they are there;
     `digits` comes with scikit-learn. `auto` downloads nothing: it takes the first that is there of
     MNIST, Fashion-MNIST and the digits; its choice is the `name` of what it returns. Anything
-    else is a folder with IDX files or with CIFAR-10's binary files.
+    else is a folder with IDX files, with CIFAR-10's binary files, or with a subfolder of image
+    files for each class: these are brought to `image_shape`, (C, H, W).
 
     Raises:
         DataError: the data set is absent or corrupt, or cannot be downloaded.
-        MissingExtra: the digits are asked for and scikit-learn is absent.
+        MissingExtra: the digits are asked for and scikit-learn is absent, or image files and
+            Pillow is.
     """
     if spec == "auto":
         return _load_first_present()
@@ -173,6 +231,8 @@ def load(spec: str = "auto") -> Dataset:
     folder = Path(spec)
     if (folder / "test_batch.bin").exists() or any(folder.glob("data_batch_*.bin")):
         return load_cifar10_folder(folder, f"CIFAR-10 files in {spec}")
+    if folder.is_dir() and _subfolders(folder) and not any(folder.glob("*-ubyte*")):
+        return load_image_folder(folder, f"image files in {spec}", image_shape)
     return load_idx_folder(folder, f"IDX files in {spec}")
 
 
@@ -227,6 +287,63 @@ def load_cifar10_folder(folder: Path, name: str) -> Dataset:
     return Dataset(name, torch.cat(images), torch.cat(labels), *test, CIFAR10_CLASSES)
 
 
+def load_image_folder(
+    folder: Path, name: str, image_shape: tuple[int, int, int] = (3, 224, 224)
+) -> Dataset:
+    """A folder of image files: `train/CLASS/*`, and `test/CLASS/*` or `val/CLASS/*`.
+
+    With `CLASS/*` alone, a fifth of the files are for tests, always the same. The files are in
+    an order without meaning, always the same.
+
+    Raises:
+        DataError: a part or a class is empty, or the parts' classes differ.
+        MissingExtra: Pillow is absent.
+    """
+    import_extra("PIL", "Pillow")
+    if not (folder / "train").is_dir():
+        paths, labels, classes = _list_images(folder)
+        test = round(_FOLDER_TEST_SHARE * len(paths))
+        if test == 0:
+            raise DataError(f"{folder}: {len(paths)} image files are too few to hold out a fifth")
+        parts = (paths[:-test], labels[:-test]), (paths[-test:], labels[-test:])
+    else:
+        test_folder = next((p for p in (folder / "test", folder / "val") if p.is_dir()), None)
+        if test_folder is None:
+            raise DataError(f"{folder}: a folder train, but none that is test or val")
+        *train, classes = _list_images(folder / "train")
+        *held_out, others = _list_images(test_folder)
+        if classes != others:
+            raise DataError(f"{test_folder}: other classes than {folder / 'train'}")
+        parts = train, held_out
+    (train_paths, train_labels), (test_paths, test_labels) = parts
+    train, test = ImageFiles(train_paths, image_shape), ImageFiles(test_paths, image_shape)
+    return Dataset(name, train, train_labels, test, test_labels, classes)
+
+
+def read_image(path: Path, shape: tuple[int, int, int]) -> Tensor:
+    """An image file as float32 in [0, 1] of a shape (C, H, W), C = 1 (grey) or 3.
+
+    It is turned upright as its EXIF data say, scaled until it covers H x W, and cropped to the
+    middle.
+
+    Raises:
+        DataError: there is no such file, or it is no image, or damaged.
+        MissingExtra: Pillow is absent.
+    """
+    image_module = import_extra("PIL.Image", "Pillow")
+    image_ops = import_extra("PIL.ImageOps", "Pillow")
+    channels, height, width = shape
+    try:
+        with image_module.open(path) as file:
+            upright = image_ops.exif_transpose(file).convert("L" if channels == 1 else "RGB")
+    except (OSError, SyntaxError, ValueError, image_module.DecompressionBombError) as error:
+        reason = getattr(error, "strerror", None) or "no image that Pillow can read, or damaged"
+        raise DataError(f"{path}: {reason}") from error
+    image = image_ops.fit(upright, (width, height), image_module.Resampling.BILINEAR)
+    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return pixels.view(height, width, channels).permute(2, 0, 1).float().div_(255)
+
+
 def load_idx_folder(folder: Path, name: str, classes: tuple[str, ...] = DIGITS) -> Dataset:
     """A data set of four IDX files under MNIST's file names, each plain or compressed.
 
@@ -268,6 +385,27 @@ def read_idx(path: Path, dimensions: int) -> Tensor:
             f"in all, but there are {len(content)}"
         )
     return torch.frombuffer(content, dtype=torch.uint8, offset=header).view(shape)
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
+
+
+def _list_images(folder: Path) -> tuple[list[Path], Tensor, tuple[str, ...]]:
+    """The image files of each class's subfolder, shuffled; their labels; the classes' names."""
+    suffixes = import_extra("PIL.Image", "Pillow").registered_extensions()
+    paths, labels, classes = [], [], _subfolders(folder)
+    for label, subfolder in enumerate(classes):
+        found = sorted(path for path in subfolder.iterdir() if path.suffix.lower() in suffixes)
+        if not found:
+            raise DataError(f"{subfolder}: no image files")
+        paths += found
+        labels += [label] * len(found)
+    if not paths:
+        raise DataError(f"{folder}: no subfolders of image files")
+    order = torch.randperm(len(paths), generator=torch.Generator().manual_seed(0))
+    names = tuple(subfolder.name for subfolder in classes)
+    return [paths[i] for i in order.tolist()], torch.tensor(labels)[order], names
 
 
 def _load_first_present() -> Dataset:

@@ -11,9 +11,10 @@ from torch import nn
 
 import cnnkernels
 from cnnkernels import compare
+from cnnkernels.config import HYPERPARAMETERS, TrainConfig
 from cnnkernels.data import Dataset, MissingExtra
 from cnnkernels.models import build_model
-from cnnkernels.train import HYPERPARAMETERS, EpochReport, TrainConfig, train
+from cnnkernels.train import EpochReport, train
 from cnnkernels.visualize import save_feature_maps
 
 MODEL = "a"

@@ -1,143 +1,79 @@
 """Training of the reference networks: by our kernels, by torch's own, or in the emulator.
 
-A seed fixes the initial weights and the order of the images, whatever the backend. Runs that
-differ in the backend alone therefore differ in rounding alone. A run that was stopped goes on from
-its last checkpoint to the very weights that it would have come to.
+A seed fixes the initial weights, the order of the images and what happens to them, whatever the
+backend. Runs that differ in the backend alone therefore differ in rounding alone, and so do runs
+that differ in the number of processes, but for dropout and batch statistics.
+
+No random state is carried from step to step: what is random in a step follows from the seed and
+the step's number. So a run that was stopped goes on from its last checkpoint, which may stand
+anywhere in an epoch, to the very weights that it would have come to.
 """
 
 import contextlib
 import dataclasses
+import hashlib
 import math
+import signal
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer, lr_scheduler
 
 import cnnkernels
-from cnnkernels import checkpoint
+from cnnkernels import checkpoint, parallel
+from cnnkernels.augment import DRAWS, augment
 from cnnkernels.checkpoint import Checkpoint, CheckpointError
-from cnnkernels.data import Dataset, import_extra
-from cnnkernels.models import MODELS, build_model
+from cnnkernels.config import PRECISIONS, Hyperparameters, TrainConfig
+from cnnkernels.data import Images, batches, import_extra
+from cnnkernels.evaluation import Evaluation, Normalization, evaluate
+from cnnkernels.models import build_model
 
-BACKENDS = ("cnnkernels", "torch", "emulator")
-DEVICES = ("cpu", "cuda")
+_STATISTICS_IMAGES = 10_000  # at most so many tell mean and deviation
 
-
-@dataclass(frozen=True)
-class Hyperparameters:
-    """How a model is trained.
-
-    `validation_share` is the part of the training images, the last ones, that is held out for
-    validation. `momentum` is SGD's.
-    """
-
-    learning_rate: float
-    batch_size: int
-    epochs: int
-    optimizer: str = "sgd"
-    momentum: float = 0.0
-    validation_share: float = 0.0
-
-
-_VGG = Hyperparameters(learning_rate=0.01, batch_size=32, epochs=10, momentum=0.9)
-
-HYPERPARAMETERS = {
-    "a": Hyperparameters(learning_rate=0.01, batch_size=100, epochs=5),
-    "b": Hyperparameters(learning_rate=0.01, batch_size=100, epochs=5),
-    "c": Hyperparameters(learning_rate=0.05, batch_size=100, epochs=5),
-    "convnet": Hyperparameters(
-        learning_rate=5e-4,
-        batch_size=128,
-        epochs=5,
-        optimizer="adam",
-        validation_share=1 / 6,  # 10,000 of MNIST's 60,000
-    ),
-    "vgg11": _VGG,
-    "vgg16": _VGG,
-    "vgg11-32": dataclasses.replace(_VGG, batch_size=128),
-    "vgg16-32": dataclasses.replace(_VGG, batch_size=128),
-}
-
-_OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+_OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter], Hyperparameters], Optimizer]] = {
     "sgd": lambda parameters, hyper: torch.optim.SGD(
-        parameters, lr=hyper.learning_rate, momentum=hyper.momentum
+        parameters,
+        lr=hyper.learning_rate,
+        momentum=hyper.momentum,
+        weight_decay=hyper.weight_decay,
     ),
-    "adam": lambda parameters, hyper: torch.optim.Adam(parameters, lr=hyper.learning_rate),
+    "adam": lambda parameters, hyper: torch.optim.Adam(
+        parameters, lr=hyper.learning_rate, weight_decay=hyper.weight_decay
+    ),
+}
+
+# By the number of steps in the whole run.
+_SCHEDULES: dict[str, Callable[[Optimizer, Hyperparameters, int], lr_scheduler.LRScheduler]] = {
+    "constant": lambda optimizer, hyper, steps: lr_scheduler.ConstantLR(optimizer, factor=1),
+    "step": lambda optimizer, hyper, steps: lr_scheduler.StepLR(optimizer, math.ceil(steps / 3)),
+    "cosine": lambda optimizer, hyper, steps: lr_scheduler.CosineAnnealingLR(optimizer, steps),
+    "onecycle": lambda optimizer, hyper, steps: lr_scheduler.OneCycleLR(
+        optimizer,
+        hyper.learning_rate,
+        total_steps=steps + 1,  # it is asked for the step after the last, too
+        cycle_momentum=False,
+    ),
 }
 
 
-class ConfigError(ValueError):
-    """A run that cannot be: an unknown name, a value out of range, a device that is not there."""
-
-
-@dataclass(frozen=True, eq=False)
-class TrainConfig:
-    """One run. What is None comes from the model's row in HYPERPARAMETERS.
-
-    `max_steps` ends a run early, also within an epoch. `progress` shows a bar, if standard
-    error is a terminal. `log` is a folder for TensorBoard: loss and accuracies by step.
-    `checkpoint` is a file that is written after each whole epoch, and `resume` one to go on from,
-    on any backend.
-
-    Raises:
-        ConfigError: on construction, if the run cannot be.
-    """
-
-    data: Dataset
-    model: str = "a"
-    backend: str = "cnnkernels"
-    device: str = "cpu"
-    seed: int = 0
-    epochs: int | None = None
-    learning_rate: float | None = None
-    max_steps: int | None = None
-    progress: bool = False
-    log: Path | None = None
-    checkpoint: Path | None = None
-    resume: Path | None = None
-
-    def __post_init__(self) -> None:
-        _require_one_of("model", self.model, HYPERPARAMETERS)
-        _require_one_of("backend", self.backend, BACKENDS)
-        _require_one_of("device", self.device, DEVICES)
-        takes, has = MODELS[self.model].input_shape, tuple(self.data.train_images.shape[1:])
-        if takes != has:
-            raise ConfigError(
-                f"model {self.model} takes images of shape {takes}, not {has} ({self.data.name})"
-            )
-        for name in ("epochs", "learning_rate", "max_steps"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ConfigError(f"{name} must be positive and finite, not {value}")
-        if self.device == "cuda" and self.backend == "emulator":
-            raise ConfigError("the emulator runs on device cpu, not cuda")
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ConfigError("device cuda: torch finds no CUDA device (torch.cuda.is_available())")
-        if self.checkpoint is not None and not self.checkpoint.parent.is_dir():
-            raise ConfigError(f"checkpoint {self.checkpoint}: no such folder")
-
-    @property
-    def hyperparameters(self) -> Hyperparameters:
-        """The model's row in HYPERPARAMETERS with this run's own values in place."""
-        own = {"learning_rate": self.learning_rate, "epochs": self.epochs}
-        return dataclasses.replace(
-            HYPERPARAMETERS[self.model],
-            **{name: value for name, value in own.items() if value is not None},
-        )
+class Stopped(Exception):
+    """The run was asked to stop by SIGTERM; its checkpoint is written."""
 
 
 @dataclass(frozen=True)
 class EpochReport:
     """One epoch: its number from 1, mean loss, test accuracy in [0, 1], training time.
 
-    `validation` is the accuracy on the images held out for that, if any are.
+    `validation` and `validation_loss` are those of the images held out for that, if any are.
     """
 
     epoch: int
@@ -145,23 +81,26 @@ class EpochReport:
     accuracy: float
     seconds: float
     validation: float | None = None
+    validation_loss: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class TrainResult:
-    """The loss of each step, a report of each epoch and the trained model.
+    """The loss of each step, a report of each epoch, the trained model and how it did on the test.
 
-    Of a resumed run, these are the whole run's.
+    Of a resumed run, these are the whole run's. Where `patience` is set, the model and the test
+    are those of the epoch with the smallest validation loss.
     """
 
     losses: list[float]
     epochs: list[EpochReport]
     model: nn.Module
+    test: Evaluation
 
     @property
     def accuracy(self) -> float:
-        """Test accuracy in [0, 1] after the last step."""
-        return self.epochs[-1].accuracy
+        """Test accuracy in [0, 1] of the model."""
+        return self.test.accuracy
 
 
 def train(
@@ -169,179 +108,340 @@ def train(
 ) -> TrainResult:
     """Trains a model on the cross entropy, and calls `on_epoch` after each epoch.
 
-    Torch's global random state is as before when it returns.
+    Under torchrun, all processes train together; the first alone calls `on_epoch`, logs and
+    writes the checkpoint. Torch's global random state is as before when it returns.
 
     Raises:
         CheckpointError: the checkpoint cannot be read or written, or is of another run.
         MissingExtra: a progress bar is to be shown and tqdm is absent, or a log is to be written
             and tensorboard is.
+        Stopped: on SIGTERM, if there is a checkpoint to write.
     """
-    device = torch.device(config.device)
-    devices = [device] if device.type == "cuda" else []
     emulation = cnnkernels.emulate_cuda() if config.backend == "emulator" else None
-    with torch.random.fork_rng(devices), emulation or contextlib.nullcontext():
-        run = _Run(config, device)
-        if config.resume is not None:
-            run.restore(config.resume)
-        with _log(config.log, len(run.result.losses)) as log:
-            _train_epochs(run, log, on_epoch)
-        return run.result
-
-
-def accuracy(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 500) -> float:
-    """The share of (N, C, H, W) images whose largest output is at their label, in [0, 1]."""
-    was_training = model.training
-    model.eval()
-    with torch.inference_mode():
-        correct = sum(
-            (model(batch).argmax(1) == target).sum().item()
-            for batch, target in zip(
-                images.split(batch_size), labels.split(batch_size), strict=True
-            )
-        )
-    model.train(was_training)
-    return correct / len(labels)
+    with parallel.group(config.device) as group, emulation or contextlib.nullcontext():
+        with torch.random.fork_rng([group.device] if group.device.type == "cuda" else []):
+            run = _Run(config, group)
+            if config.resume is not None:
+                run.restore()
+            with _log(run) as log, _sigterm(config.checkpoint is not None) as stop:
+                return _train(run, log, stop, on_epoch)
 
 
 def train_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor
+    model: nn.Module,
+    optimizer: Optimizer,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    count: float | None = None,
+    parts: int = 1,
+    precision: torch.dtype | None = None,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> Tensor:
-    """One step down the cross entropy's gradient; returns the loss before it, a scalar."""
+    """One step down the cross entropy's gradient; returns the loss before it, a scalar.
+
+    Args:
+        model: from images to logits.
+        optimizer: of the model's parameters.
+        images: (N, C, H, W); N may be 0.
+        labels: (N,).
+        count: what the sum of the losses is divided by, if not the number of images.
+        parts: do it in so many passes, whose gradients add up.
+        precision: the dtype of autocast, if any.
+        scaler: keeps gradients in the range of float16.
+    """
+    scaler = scaler or torch.amp.GradScaler(images.device.type, enabled=False)
+    count = len(labels) if count is None else count
     optimizer.zero_grad(set_to_none=True)
-    loss = F.cross_entropy(model(images), labels)
-    loss.backward()
-    optimizer.step()
-    return loss.detach()
+    total = torch.zeros((), device=images.device)
+    passes = list(zip(images.chunk(parts), labels.chunk(parts), strict=True))
+    for i, (part, target) in enumerate(passes, 1):
+        alone = isinstance(model, DistributedDataParallel) and i < len(passes)
+        with model.no_sync() if alone else contextlib.nullcontext():
+            with torch.autocast(images.device.type, precision, enabled=precision is not None):
+                logits = model(part)
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            loss = F.cross_entropy(logits, target, reduction="sum") / count
+            scaler.scale(loss).backward()
+        total = total + loss.detach()
+    scaler.step(optimizer)
+    scaler.update()
+    return total
 
 
 class _Run:
     """A run between two steps: what it is, and all that training changes."""
 
-    def __init__(self, config: TrainConfig, device: torch.device) -> None:
-        self.config = config
-        self.device = device
+    def __init__(self, config: TrainConfig, group: parallel.Group) -> None:
+        self.config, self.group = config, group
+        self.hyper = hyper = config.hyperparameters
+        data, device = config.data, group.device
         torch.manual_seed(config.seed)
-        model = build_model(config.model).to(device)
-        model = model if config.backend == "torch" else cnnkernels.convert(model)
-        hyper = config.hyperparameters
-        self.optimizer = _OPTIMIZERS[hyper.optimizer](model.parameters(), hyper)
-        self.shuffle = torch.Generator().manual_seed(config.seed)
-        self.result = TrainResult([], [], model)
+        model = build_model(config.model, len(data.classes)).to(device)
+        self.model = model if config.backend == "torch" else cnnkernels.convert(model)
+        if config.channels_last:
+            self.model.to(memory_format=torch.channels_last)
+        if config.compile:
+            self.model.compile()
+        self.trained = group.wrap(self.model)
+        training = len(data.train_labels) - config.held_out
+        self.images, self.labels = _on(device, data.train_images, data.train_labels, 0, training)
+        self.validation = _on(device, data.train_images, data.train_labels, training, None)
+        self.test = _on(device, data.test_images, data.test_labels, 0, None)
+        self.steps_per_epoch = math.ceil(training / hyper.batch_size)
+        self.optimizer = _OPTIMIZERS[hyper.optimizer](self.model.parameters(), hyper)
+        steps = self.steps_per_epoch * hyper.epochs
+        self.schedule = _SCHEDULES[hyper.schedule](self.optimizer, hyper, steps)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=hyper.precision == "float16")
+        self.normalization = _statistics(self.images) if hyper.normalize else None
+        self.losses: list[float] = []
+        self.epochs: list[EpochReport] = []
+        self.best: dict[str, Tensor] = {}
 
-    def save(self, path: Path) -> None:
-        random = {"torch": torch.get_rng_state(), "shuffle": self.shuffle.get_state()}
-        if self.device.type == "cuda":
-            random["cuda"] = torch.cuda.get_rng_state(self.device)
+    @property
+    def steps_left(self) -> float:
+        """What `max_steps` leaves."""
+        return (self.config.max_steps or math.inf) - len(self.losses)
+
+    @property
+    def is_over(self) -> bool:
+        if len(self.epochs) >= self.hyper.epochs or self.steps_left <= 0:
+            return True
+        waited = len(self.epochs) - self.best_epoch if self.epochs and self.hyper.patience else 0
+        return waited >= self.hyper.patience > 0
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch of the smallest validation loss; the first of these, if there are several."""
+        return min(self.epochs, key=lambda report: report.validation_loss).epoch
+
+    def step(self, images: Tensor, labels: Tensor, batch: Tensor, changes: Tensor) -> Tensor:
+        """One step on this process's share, (N, C, H, W), of a batch of the training images.
+
+        Args:
+            images: the share.
+            labels: its labels.
+            batch: the indices of the whole batch.
+            changes: random numbers of this epoch for each training image.
+        """
+        group, hyper, device = self.group, self.hyper, self.group.device
+        images = augment(images.to(device), changes[group.share(batch)].to(device), hyper.augment)
+        images = self.prepare(images)
+        torch.manual_seed(_seed(self.config.seed, "step", len(self.losses), group.rank))
+        loss = train_step(
+            self.trained,
+            self.optimizer,
+            images,
+            labels.to(device),
+            count=len(batch) / group.size,  # the gradients' mean over all processes is taken
+            parts=self.config.accumulate,
+            precision=PRECISIONS[hyper.precision],
+            scaler=self.scaler,
+        )
+        self.schedule.step()
+        return loss / group.size
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Images as the model takes them."""
+        if self.normalization is not None:
+            images = self.normalization(images)
+        if self.config.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        return images
+
+    def evaluate(self, images: Images, labels: Tensor) -> Evaluation:
+        """Evaluates the model by all processes together."""
+        precision, device = PRECISIONS[self.hyper.precision], self.group.device
+
+        def logits(batch: Tensor) -> Tensor:
+            with torch.autocast(device.type, precision, enabled=precision is not None):
+                return self.model(self.prepare(batch))
+
+        self.group.agree(self.model)
+        self.model.eval()
+        found = evaluate(
+            logits,
+            images,
+            labels,
+            len(self.config.data.classes),
+            batch_size=self.hyper.batch_size,
+            device=device,
+            share=self.group.share,
+            total=self.group.sum,
+        )
+        self.model.train()
+        return found
+
+    def finish_epoch(self, seconds: float) -> EpochReport:
+        """Evaluates the model, and keeps its weights if they are the best."""
+        losses = self.losses[len(self.epochs) * self.steps_per_epoch :]
+        held_out = self.evaluate(*self.validation) if self.config.held_out else None
+        report = EpochReport(
+            len(self.epochs) + 1,
+            statistics.mean(losses),
+            self.evaluate(*self.test).accuracy,
+            seconds,
+            held_out and held_out.accuracy,
+            held_out and held_out.loss,
+        )
+        self.epochs.append(report)
+        if self.hyper.patience and self.best_epoch == report.epoch:
+            self.best = {name: v.clone() for name, v in self.model.state_dict().items()}
+        return report
+
+    def save(self) -> None:
+        """Writes the checkpoint, if there is to be one."""
+        if self.config.checkpoint is None or not self.group.is_first:
+            return
+        statistics = dataclasses.asdict(self.normalization) if self.normalization else {}
         content = Checkpoint(
             run=self._identity(),
-            losses=self.result.losses,
-            epochs=[dataclasses.asdict(report) for report in self.result.epochs],
-            model=self.result.model.state_dict(),
-            optimizer=self.optimizer.state_dict(),
-            random=random,
+            losses=self.losses,
+            epochs=[dataclasses.asdict(report) for report in self.epochs],
+            model=self.model.state_dict(),
+            best=self.best,
+            optimizer={name: part.state_dict() for name, part in self._stateful().items()},
+            classes=list(self.config.data.classes),
+            normalization=statistics,
         )
-        checkpoint.save(path, content)
+        checkpoint.save(self.config.checkpoint, content)
 
-    def restore(self, path: Path) -> None:
+    def restore(self) -> None:
+        path = self.config.resume
         content = checkpoint.load(path, self._identity())
         try:
-            self.result.model.load_state_dict(content.model)
-            self.optimizer.load_state_dict(content.optimizer)
-            self.shuffle.set_state(content.random["shuffle"])
-            torch.set_rng_state(content.random["torch"])
-            if self.device.type == "cuda" and "cuda" in content.random:
-                torch.cuda.set_rng_state(content.random["cuda"], self.device)
-            self.result.losses.extend(content.losses)
-            self.result.epochs.extend(EpochReport(**report) for report in content.epochs)
+            self.model.load_state_dict(content.model)
+            for name, part in self._stateful().items():
+                part.load_state_dict(content.optimizer[name])
+            self.losses.extend(content.losses)
+            self.epochs.extend(EpochReport(**report) for report in content.epochs)
+            self.best = {name: v.to(self.group.device) for name, v in content.best.items()}
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise CheckpointError(f"{path}: does not fit model {self.config.model}") from error
 
+    def _stateful(self) -> dict[str, Any]:
+        return {"optimizer": self.optimizer, "schedule": self.schedule, "scaler": self.scaler}
+
     def _identity(self) -> dict[str, Any]:
         """What a run must have in common with the one that it continues."""
-        fixed = dataclasses.asdict(self.config.hyperparameters)
-        del fixed["epochs"]
+        fixed = dataclasses.asdict(self.hyper)
+        del fixed["patience"]
+        if self.hyper.schedule == "constant":  # the others depend on the length
+            del fixed["epochs"]
+        fixed["augment"] = list(self.hyper.augment)
         images = len(self.config.data.train_labels)
         return {"model": self.config.model, "seed": self.config.seed, "images": images, **fixed}
 
 
-def _train_epochs(
-    run: _Run, log: Callable[[str, float, int], None], on_epoch: Callable[[EpochReport], None]
-) -> None:
-    config, hyper, result = run.config, run.config.hyperparameters, run.result
-    training, validation, test = _parts(config, run.device)
-    while len(result.epochs) < hyper.epochs:
-        epoch = len(result.epochs) + 1
-        order = torch.randperm(len(training[1]), generator=run.shuffle).split(hyper.batch_size)
-        steps = min(len(order), (config.max_steps or math.inf) - len(result.losses))
-        if steps <= 0:
-            break
-        start = time.perf_counter()
-        with _progress(order[:steps], f"epoch {epoch}/{hyper.epochs}", config.progress) as (
-            batches,
-            show,
-        ):
-            for batch in batches:
-                images, labels = (part[batch.to(run.device)] for part in training)
-                loss = train_step(result.model, run.optimizer, images, labels).item()
-                result.losses.append(loss)
-                log("loss", loss, len(result.losses))
-                show(loss)
-        seconds = time.perf_counter() - start
-        report = EpochReport(
-            epoch,
-            statistics.mean(result.losses[-steps:]),
-            accuracy(result.model, *test, hyper.batch_size),
-            seconds,
-            accuracy(result.model, *validation, hyper.batch_size) if validation else None,
-        )
-        result.epochs.append(report)
-        log("accuracy/test", report.accuracy, len(result.losses))
-        if validation:
-            log("accuracy/validation", report.validation, len(result.losses))
-        if config.checkpoint is not None and steps == len(order):
-            run.save(config.checkpoint)
-        on_epoch(report)
+_Log = Callable[[str, float, int], None]
 
 
-_Images = tuple[Tensor, Tensor]  # and their labels
+def _train(
+    run: _Run, log: _Log, stop: threading.Event, on_epoch: Callable[[EpochReport], None]
+) -> TrainResult:
+    while not run.is_over:
+        seconds = _train_epoch(run, log, stop)
+        report = run.finish_epoch(seconds)
+        log("accuracy/test", report.accuracy, len(run.losses))
+        if report.validation is not None:
+            log("accuracy/validation", report.validation, len(run.losses))
+            log("loss/validation", report.validation_loss, len(run.losses))
+        if len(run.losses) == len(run.epochs) * run.steps_per_epoch:
+            run.save()
+        if run.group.is_first:
+            on_epoch(report)
+    if run.best:
+        run.model.load_state_dict(run.best)
+    return TrainResult(run.losses, run.epochs, run.model, run.evaluate(*run.test))
 
 
-def _parts(config: TrainConfig, device: torch.device) -> tuple[_Images, _Images | None, _Images]:
-    """The images for training, for validation and for the test, with their labels."""
-    data = config.data
-    images, labels = data.train_images.to(device), data.train_labels.to(device)
-    test = data.test_images.to(device), data.test_labels.to(device)
-    held_out = round(len(labels) * config.hyperparameters.validation_share)
-    if held_out == 0:
-        return (images, labels), None, test
-    return (images[:-held_out], labels[:-held_out]), (images[-held_out:], labels[-held_out:]), test
+def _train_epoch(run: _Run, log: _Log, stop: threading.Event) -> float:
+    """Trains to the end of the epoch, or as far as may be; returns the seconds that it took."""
+    config, hyper, group = run.config, run.hyper, run.group
+    epoch, images = len(run.epochs), len(run.labels)
+    draw = torch.Generator().manual_seed(_seed(config.seed, "epoch", epoch))
+    order = torch.randperm(images, generator=draw).split(hyper.batch_size)
+    changes = torch.rand(images, DRAWS, generator=draw)
+    done = len(run.losses) - epoch * len(order)
+    order = order[done : min(len(order), done + run.steps_left)]
+    shares = [group.share(batch) for batch in order]
+    feed = zip(order, batches(run.images, run.labels, shares, config.workers), strict=True)
+    title = f"epoch {epoch + 1}/{hyper.epochs}"
+    start = time.perf_counter()
+    with _progress(feed, len(order), title, config.progress and group.is_first) as (feed, show):
+        for batch, (share, labels) in feed:
+            loss = run.step(share, labels, batch, changes)
+            wanted = torch.tensor(float(stop.is_set()), device=loss.device)
+            loss, stopped = group.sum(torch.stack((loss, wanted.to(loss)))).tolist()
+            run.losses.append(loss)
+            log("loss", loss, len(run.losses))
+            show(loss)
+            if config.save_every and len(run.losses) % config.save_every == 0:
+                run.save()
+            if stopped:
+                run.save()
+                raise Stopped(f"{config.checkpoint}: stopped after step {len(run.losses)}")
+    return time.perf_counter() - start
+
+
+def _on(
+    device: torch.device, images: Images, labels: Tensor, start: int, stop: int | None
+) -> tuple[Images, Tensor]:
+    """A part of the images and their labels; where they are in memory, in the device's."""
+    images, labels = images[start:stop], labels[start:stop]
+    return (
+        (images.to(device), labels.to(device)) if isinstance(images, Tensor) else (images, labels)
+    )
+
+
+def _statistics(images: Images) -> Normalization:
+    """Mean and deviation of evenly spaced images, and of each channel."""
+    step = math.ceil(len(images) / _STATISTICS_IMAGES)
+    pixels = images[torch.arange(0, len(images), step)].double()
+    deviation, mean = torch.std_mean(pixels, (0, 2, 3), correction=0)
+    floor = torch.finfo(torch.float32).eps  # of a channel without contrast
+    return Normalization(mean.float().cpu(), deviation.clamp(min=floor).float().cpu())
+
+
+def _seed(*parts: int | str) -> int:
+    """A seed for a purpose, independent of that for any other."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=7).digest(), "big")
 
 
 @contextlib.contextmanager
-def _log(folder: Path | None, steps_done: int) -> Iterator[Callable[[str, float, int], None]]:
+def _sigterm(wanted: bool) -> Iterator[threading.Event]:
+    """An event that SIGTERM sets instead of ending the process, if that is wanted."""
+    event = threading.Event()
+    if not (wanted and threading.current_thread() is threading.main_thread()):
+        yield event
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _log(run: _Run) -> Iterator[_Log]:
     """A function that logs a tagged value at a step, for TensorBoard if there is a folder."""
-    if folder is None:
+    if run.config.log is None or not run.group.is_first:
         yield lambda tag, value, step: None
         return
     tensorboard = import_extra("torch.utils.tensorboard", "tensorboard")
     # What a killed run logged after the checkpoint is overwritten.
-    with tensorboard.SummaryWriter(folder, purge_step=steps_done + 1) as writer:
+    with tensorboard.SummaryWriter(run.config.log, purge_step=len(run.losses) + 1) as writer:
         yield writer.add_scalar
 
 
 @contextlib.contextmanager
 def _progress(
-    batches: Iterable[Tensor], title: str, wanted: bool
-) -> Iterator[tuple[Iterable[Tensor], Callable[[float], None]]]:
-    """The batches, behind a bar if one is wanted and seen, and a function that shows a loss."""
+    steps: Iterable[Any], count: int, title: str, wanted: bool
+) -> Iterator[tuple[Iterable[Any], Callable[[float], None]]]:
+    """The steps, behind a bar if one is wanted and seen, and a function that shows a loss."""
     if not (wanted and sys.stderr.isatty()):
-        yield batches, lambda loss: None
+        yield steps, lambda loss: None
         return
     tqdm = import_extra("tqdm", "tqdm").tqdm
-    with tqdm(batches, desc=title, unit="step", leave=False, ncols=80) as bar:
+    with tqdm(steps, desc=title, total=count, unit="step", leave=False, ncols=80) as bar:
         yield bar, lambda loss: bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
-
-
-def _require_one_of(what: str, value: str, known: Iterable[str]) -> None:
-    if value not in known:
-        raise ConfigError(f"{what} {value}: not one of {', '.join(known)}")

@@ -11,10 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from cnnkernels import cli
 from cnnkernels.checkpoint import CheckpointError
 from cnnkernels.cli import main
+from cnnkernels.config import TrainConfig
 from cnnkernels.data import Dataset
-from cnnkernels.train import TrainConfig, train
+from cnnkernels.evaluation import load_classifier
+from cnnkernels.train import train
 
 
 @pytest.fixture
@@ -39,29 +42,84 @@ def test_a_resumed_run_ends_with_the_same_weights(data: Dataset, tmp_path: Path,
     assert list(tmp_path.iterdir()) == [file]  # no temporary file is left
 
 
-TRAIN = ["train", "--model", "a", "--data", "digits", "--seed", "3", "--no-progress"]
+PROGRAM = [sys.executable, "-m", "cnnkernels"]
+TRAIN = ["train", "--data", "digits", "--seed", "3", "--no-progress"]
 
 
-def test_a_killed_run_resumes(tmp_path: Path):
-    pytest.importorskip("sklearn", reason="the digits are scikit-learn's")
-    killed, whole, resumed = (tmp_path / name for name in ("killed.pt", "whole.pt", "resumed.pt"))
-    command = [sys.executable, "-m", "cnnkernels", *TRAIN, "--epochs", "500"]
-    process = subprocess.Popen([*command, "--checkpoint", str(killed)], stdout=subprocess.DEVNULL)
+def interrupt(command: list[str], file: Path, number: signal.Signals) -> int:
+    """Starts a run, sends it a signal once it has written its checkpoint; its exit status."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 120
-        while not killed.exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
+        while not file.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
     finally:
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-    done = len(torch.load(killed, weights_only=True)["epochs"])
-    epochs = ["--epochs", str(done + 1)]
-    assert main([*TRAIN, *epochs, "--checkpoint", str(whole)]) == 0
-    assert main([*TRAIN, *epochs, "--resume", str(killed), "--checkpoint", str(resumed)]) == 0
+        process.send_signal(number)
+        status = process.wait(60)
+    assert file.exists()
+    return status
+
+
+@pytest.mark.parametrize(
+    ("model", "number", "status"),
+    [  # one network with our kernels, one with dropout
+        ("a", signal.SIGKILL, -signal.SIGKILL),
+        ("mlp", signal.SIGTERM, cli.TERMINATED),
+    ],
+)
+def test_a_run_ended_within_an_epoch_resumes(tmp_path: Path, model, number, status):
+    pytest.importorskip("sklearn", reason="the digits are scikit-learn's")
+    ended, whole, resumed = (tmp_path / name for name in ("ended.pt", "whole.pt", "resumed.pt"))
+    options = [*TRAIN, "--model", model, "--batch-size", "30", "--epochs", "1"]
+    options += ["--augment", "rotate"]
+    command = [*PROGRAM, *options, "--checkpoint", str(ended), "--save-every", "1"]
+    assert interrupt(command, ended, number) == status
+    left_at = torch.load(ended, weights_only=True)
+    assert 1 <= len(left_at["losses"]) < 50 and left_at["epochs"] == []
+    assert main([*options, "--checkpoint", str(whole)]) == 0
+    assert main([*options, "--resume", str(ended), "--checkpoint", str(resumed)]) == 0
     a, b = (torch.load(path, weights_only=True) for path in (whole, resumed))
-    assert a["model"].keys() == b["model"].keys() and a["losses"] == b["losses"]
+    assert len(a["losses"]) == 50 and a["losses"] == b["losses"]
+    assert a["model"].keys() == b["model"].keys()
     for name, weight in a["model"].items():
         assert torch.equal(weight, b["model"][name]), name
+    assert list(tmp_path.glob("*.part")) == [] or number == signal.SIGKILL
+
+
+def test_sigterm_is_as_before_after_a_run(data: Dataset, tmp_path: Path):
+    before = signal.getsignal(signal.SIGTERM)
+    train(TrainConfig(data, model="mlp", epochs=1, checkpoint=tmp_path / "run.pt"))
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_the_best_weights_survive(data: Dataset, tmp_path: Path):
+    """A resumed run knows what was best before it was stopped."""
+    file = tmp_path / "run.pt"
+    options = {"learning_rate": 0.05, "validation_share": 0.5, "patience": 2, "model": "net"}
+    whole = train(TrainConfig(data, epochs=40, **options))
+    best = min(whole.epochs, key=lambda report: report.validation_loss).epoch
+    assert best + 2 == len(whole.epochs) < 40
+    train(TrainConfig(data, epochs=best + 1, checkpoint=file, **options))
+    resumed = train(TrainConfig(data, epochs=40, resume=file, checkpoint=file, **options))
+    assert all(map(torch.equal, weights(resumed), weights(whole)))
+    assert len(resumed.epochs) == len(whole.epochs)
+    kept = load_classifier(file).model.state_dict().values()
+    assert all(map(torch.equal, kept, weights(whole)))
+
+
+def test_a_schedule_goes_on(data: Dataset, tmp_path: Path):
+    file = tmp_path / "run.pt"
+    config = TrainConfig(data, model="mlp", epochs=2, schedule="cosine", checkpoint=file)
+    whole = train(config)
+    with pytest.raises(CheckpointError, match="of a run with epochs 2, not 3"):
+        train(dataclasses.replace(config, epochs=3, resume=file))
+    middle = dataclasses.replace(
+        config, save_every=2, max_steps=2, batch_size=60, augment=("crop",)
+    )
+    train(middle)
+    resumed = train(dataclasses.replace(middle, max_steps=None, resume=file))
+    again = train(dataclasses.replace(middle, max_steps=None))
+    assert resumed.losses == again.losses != whole.losses
 
 
 def test_what_is_no_checkpoint_of_this_run_is_refused(data: Dataset, tmp_path: Path):

@@ -11,6 +11,7 @@ from test_data import write_mnist
 
 import cnnkernels
 from cnnkernels import cli, train
+from cnnkernels.config import Hyperparameters
 
 
 @pytest.fixture
@@ -39,7 +40,10 @@ def test_options_reach_the_run(folder: str, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(cli, "train", stop)
     options = "--backend emulator --epochs 3 --seed 7 --lr 0.5 --steps 9 --no-progress"
-    options += " --model c --log runs --checkpoint to.pt --resume from.pt"
+    options += " --model c --log runs --checkpoint to.pt --resume from.pt --save-every 8"
+    options += " --batch-size 5 --optimizer adam --schedule step --weight-decay 0.1 --patience 2"
+    options += " --validation-share 0.5 --augment flip crop --normalize --precision bfloat16"
+    options += " --accumulate 3 --channels-last --compile --workers 4 --momentum 0.5"
     with pytest.raises(Stop) as caught:
         cli.main(["train", "--data", folder, *options.split()])
     config = caught.value.args[0]
@@ -47,6 +51,22 @@ def test_options_reach_the_run(folder: str, monkeypatch: pytest.MonkeyPatch) -> 
     assert (config.learning_rate, config.max_steps, config.progress) == (0.5, 9, False)
     assert (config.model, config.log) == ("c", Path("runs"))
     assert (config.checkpoint, config.resume) == (Path("to.pt"), Path("from.pt"))
+    assert config.hyperparameters == Hyperparameters(
+        learning_rate=0.5,
+        batch_size=5,
+        epochs=3,
+        optimizer="adam",
+        momentum=0.5,
+        weight_decay=0.1,
+        schedule="step",
+        validation_share=0.5,
+        patience=2,
+        augment=("flip", "crop"),
+        normalize=True,
+        precision="bfloat16",
+    )
+    assert (config.accumulate, config.workers, config.save_every) == (3, 4, 8)
+    assert config.channels_last and config.compile
 
 
 def test_validation_is_shown(folder: str, capsys: pytest.CaptureFixture) -> None:

@@ -1,9 +1,9 @@
 """VGG (Simonyan and Zisserman, 2015): 3x3 convolutions with ReLU in blocks, max pooling between.
 
-`vgg11` and `vgg16` map (N, 3, 224, 224) to logits (N, 1000). They are torchvision's: the same
-architecture, initialisation and state_dict, so its pretrained weights fit. `vgg11-32` and
-`vgg16-32` map (N, 3, 32, 32) to logits (N, 10): the same features, of which a 32x32 image leaves
-one pixel, so that they need no pooling before the classifier, and a linear layer classifies.
+`vgg11`, `vgg13`, `vgg16` and `vgg19` map (N, 3, 224, 224) to logits (N, classes). They are
+torchvision's: the same architecture, initialisation and state_dict, so its pretrained weights fit.
+`vgg11-32` and its like map (N, 3, 32, 32) to logits: the same features, of which a 32x32 image
+leaves one pixel, so that they need no pooling before the classifier, and a linear layer classifies.
 """
 
 from functools import partial
@@ -13,11 +13,14 @@ from torch import Tensor, nn
 
 from cnnkernels.models.spec import ModelSpec
 
-# Filters of each block's convolutions: the paper's configurations A and D.
-_BLOCKS = {
-    "vgg11": ((64,), (128,), (256, 256), (512, 512), (512, 512)),
-    "vgg16": ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512)),
+# How many convolutions each block has: the paper's configurations A, B, D and E.
+_DEPTHS = {
+    "vgg11": (1, 1, 2, 2, 2),
+    "vgg13": (2, 2, 2, 2, 2),
+    "vgg16": (2, 2, 3, 3, 3),
+    "vgg19": (2, 2, 4, 4, 4),
 }
+_FILTERS = (64, 128, 256, 512, 512)
 
 
 class VGG(nn.Module):
@@ -41,8 +44,8 @@ class VGG(nn.Module):
         return self.classifier(torch.flatten(self.avgpool(self.features(images)), 1))
 
 
-def vgg(name: str) -> VGG:
-    """The configuration of that name for 224x224 images and 1,000 classes."""
+def vgg(name: str, classes: int = 1000) -> VGG:
+    """The configuration of that name for 224x224 images."""
     features = _features(name)  # first, as in torchvision: a seed then gives the same weights
     classifier = nn.Sequential(
         nn.Linear(512 * 7 * 7, 4096),
@@ -51,21 +54,21 @@ def vgg(name: str) -> VGG:
         nn.Linear(4096, 4096),
         nn.ReLU(inplace=True),
         nn.Dropout(),
-        nn.Linear(4096, 1000),
+        nn.Linear(4096, classes),
     )
     return VGG(features, nn.AdaptiveAvgPool2d(7), classifier)
 
 
-def small_vgg(name: str) -> VGG:
-    """The configuration of that name for 32x32 images and ten classes."""
-    return VGG(_features(name), nn.Identity(), nn.Linear(512, 10))
+def small_vgg(name: str, classes: int = 10) -> VGG:
+    """The configuration of that name for 32x32 images."""
+    return VGG(_features(name), nn.Identity(), nn.Linear(512, classes))
 
 
 def _features(name: str) -> nn.Sequential:
     layers: list[nn.Module] = []
     channels = 3
-    for block in _BLOCKS[name]:
-        for filters in block:
+    for filters, depth in zip(_FILTERS, _DEPTHS[name], strict=True):
+        for _ in range(depth):
             layers += [nn.Conv2d(channels, filters, 3, padding=1), nn.ReLU(inplace=True)]
             channels = filters
         layers.append(nn.MaxPool2d(2))
@@ -73,6 +76,6 @@ def _features(name: str) -> nn.Sequential:
 
 
 MODELS = {
-    **{name: ModelSpec(partial(vgg, name), (3, 224, 224), 1000) for name in _BLOCKS},
-    **{f"{name}-32": ModelSpec(partial(small_vgg, name), (3, 32, 32), 10) for name in _BLOCKS},
+    **{name: ModelSpec(partial(vgg, name), (3, 224, 224), 1000) for name in _DEPTHS},
+    **{f"{name}-32": ModelSpec(partial(small_vgg, name), (3, 32, 32), 10) for name in _DEPTHS},
 }
