@@ -96,8 +96,8 @@ def parity(
     outputs cannot hide there, since theirs is a row of its own, and a network with all its
     gradients stopped has none that hold.
 
-    `fuse` is convert's; `eps` the unit in the last place of what the kernels multiply, where that is
-    not float32's: 2**-10 of tf32.
+    `fuse` is convert's; `eps` the unit in the last place of what the kernels multiply, where that
+    is not float32's: 2**-10 of tf32.
     """
     sides = (
         copy.deepcopy(model).double().eval(),
