@@ -1,4 +1,4 @@
-"""The command line: `cnnkernels train`, `cnnkernels demo` and `cnnkernels info`."""
+"""The command line: `cnnkernels train`, `demo`, `bench` and `info`."""
 
 import argparse
 import json
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 import cnnkernels
-from cnnkernels import demo
+from cnnkernels import bench, demo
 from cnnkernels.checkpoint import CheckpointError
 from cnnkernels.data import DataError, Dataset, load
 from cnnkernels.train import (
@@ -80,6 +80,17 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--quick", action="store_true", help="fewer images and rounds")
     command.set_defaults(run=_demo)
 
+    command = commands.add_parser(
+        "bench", help="time these kernels beside torch's own, case by case"
+    )
+    command.add_argument("--suite", choices=(*bench.SUITES, "all"), default="all")
+    command.add_argument("--quick", action="store_true", help="few small cases, few rounds")
+    command.add_argument("--threads", type=int, metavar="N", help="torch's number by default")
+    command.add_argument("--device", choices=DEVICES, default="cpu")
+    command.add_argument("--json", type=Path, metavar="FILE", help="write the times as JSON")
+    command.add_argument("--plot", type=Path, metavar="FILE", help="draw them")
+    command.set_defaults(run=_bench)
+
     command = commands.add_parser("info", help="what was built, for which devices")
     command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(run=_info)
@@ -112,6 +123,16 @@ def _train(options: argparse.Namespace) -> int:
 
 def _demo(options: argparse.Namespace) -> int:
     return demo.run(_load(options.data), options.quick, not options.no_progress)
+
+
+def _bench(options: argparse.Namespace) -> int:
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: torch sees no GPU here")
+    if options.threads is not None:
+        if options.threads < 1:
+            raise ConfigError(f"--threads {options.threads}: at least one")
+        torch.set_num_threads(options.threads)
+    return bench.run(options.suite, options.quick, options.device, options.json, options.plot)
 
 
 def _info(options: argparse.Namespace) -> int:
