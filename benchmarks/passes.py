@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import cnnkernels
-from benchmarks.cases import (
+from cnnkernels import autograd, functional
+from cnnkernels.bench.cases import (
     ADAPTIVE_POOLS,
     CONVOLUTIONS,
     FUSED,
@@ -18,7 +19,6 @@ from benchmarks.cases import (
     FusedCase,
     PoolCase,
 )
-from cnnkernels import autograd, functional
 from cnnkernels.selection import Candidate
 from cnnkernels.settings import settings
 

@@ -1,4 +1,4 @@
-"""The command line: train, evaluate, predict, visualize, summary, demo and info."""
+"""The command line: train, evaluate, predict, visualize, summary, demo, bench and info."""
 
 import argparse
 import contextlib
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import cnnkernels
-from cnnkernels import demo, inspection, parallel, visualize
+from cnnkernels import bench, demo, inspection, parallel, visualize
 from cnnkernels.augment import AUGMENTATIONS
 from cnnkernels.checkpoint import CheckpointError
 from cnnkernels.config import (
@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add in (
         *(_add_train, _add_evaluate, _add_predict, _add_visualize),
-        *(_add_summary, _add_demo, _add_info),
+        *(_add_summary, _add_demo, _add_bench, _add_info),
     ):
         add(commands)
     return parser
@@ -446,6 +446,28 @@ def _add_demo(commands: _Commands) -> None:
 def _demo(options: argparse.Namespace) -> int:
     options.model = demo.MODEL
     return demo.run(_load(options), options.quick, not options.no_progress)
+
+
+def _add_bench(commands: _Commands) -> None:
+    command = _command(
+        commands, "bench", _bench, "time these kernels beside torch's own, case by case"
+    )
+    command.add_argument("--suite", choices=(*bench.SUITES, "all"), default="all")
+    command.add_argument("--quick", action="store_true", help="few small cases, few rounds")
+    command.add_argument("--threads", type=int, metavar="N", help="torch's number by default")
+    command.add_argument("--device", choices=DEVICES, default="cpu")
+    command.add_argument("--json", type=Path, metavar="FILE", help="write the times as JSON")
+    command.add_argument("--plot", type=Path, metavar="FILE", help="draw them")
+
+
+def _bench(options: argparse.Namespace) -> int:
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: torch sees no GPU here")
+    if options.threads is not None:
+        if options.threads < 1:
+            raise ConfigError(f"--threads {options.threads}: at least one")
+        torch.set_num_threads(options.threads)
+    return bench.run(options.suite, options.quick, options.device, options.json, options.plot)
 
 
 def _add_info(commands: _Commands) -> None:

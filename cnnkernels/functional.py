@@ -459,9 +459,9 @@ def adaptive_avg_pool2d(input: Tensor, output_size: OptionalSize) -> Tensor:
 _MOST_AVERAGE_TAPS = 32
 
 
-def _is_fused(input: Tensor, average: bool, window: Sequence[int]) -> bool:
-    """Whether there is a kernel for the whole: on the CPU there is none but the emulated ones."""
-    if not (settings.emulate or input.is_cuda) or autograd.transformed():
+def _is_fused(average: bool, window: Sequence[int]) -> bool:
+    """Whether one kernel runs the whole: under transforms, and for large averages, none does."""
+    if autograd.transformed():
         return False
     return not average or window[0] * window[1] <= _MOST_AVERAGE_TAPS
 
@@ -473,7 +473,7 @@ def _conv2d_relu_pool2d(
     operands = _conv_operands(function, input, *conv)
     geometry = (*pool[:9], average, *pool[9:])
     kernels = _conv_kernels(operands[0])
-    if not _is_fused(operands[0], average, pool[:2]):
+    if not _is_fused(average, pool[:2]):
         args = (*operands, *geometry, kernels)
         output = autograd.conv2d_relu_then_pool2d(*args)
     elif autograd.recorded(*operands[:3]):
@@ -500,7 +500,7 @@ def conv2d_relu_max_pool2d(
     pool_dilation: Size = 1,
     ceil_mode: bool = False,
 ) -> Tensor:
-    """``max_pool2d(relu(conv2d(...)))`` in one kernel where there is one: on the GPU.
+    """``max_pool2d(relu(conv2d(...)))`` in one kernel.
 
     The convolution's output is never stored; training keeps one byte for each pooled output (four,
     of windows over 254 elements). Input and weight are kept for a second derivative.
@@ -556,7 +556,7 @@ def conv2d_relu_avg_pool2d(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> Tensor:
-    """``avg_pool2d(relu(conv2d(...)))`` in one kernel where there is one: on the GPU.
+    """``avg_pool2d(relu(conv2d(...)))`` in one kernel.
 
     As :func:`conv2d_relu_max_pool2d`. Training keeps a bit for each element of a window, in a byte
     or four; windows of more than 32 elements run one function after the other.

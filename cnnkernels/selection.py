@@ -115,7 +115,7 @@ def explain(op: str, *args: Any, **kwargs: Any) -> str:
     candidates = algorithms(op, *args, **kwargs)
     if not candidates:
         return f"{lines[0][:-1]}: none for this dtype, torch's own function runs"
-    if "pool_kernel_size" in kwargs and not _is_fused(op, tensor, kwargs["pool_kernel_size"]):
+    if "pool_kernel_size" in kwargs and not _is_fused(op, kwargs["pool_kernel_size"]):
         lines[0] = f"{lines[0][:-1]}, one function after the other; of the convolution:"
     kind = op.removeprefix("adaptive_")[:3]  # of pools: one op has the passes of both kinds
     for name in dict.fromkeys(name for c in candidates for name in c.passes):
@@ -128,6 +128,6 @@ def explain(op: str, *args: Any, **kwargs: Any) -> str:
     return "\n".join(lines)
 
 
-def _is_fused(op: str, input: Tensor, window: functional.Size) -> bool:
+def _is_fused(op: str, window: functional.Size) -> bool:
     window = functional._pair(op, "pool_kernel_size", window)
-    return functional._is_fused(input, op == "conv2d_relu_avg_pool2d", window)
+    return functional._is_fused(op == "conv2d_relu_avg_pool2d", window)

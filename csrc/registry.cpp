@@ -20,10 +20,8 @@ const std::vector<Conv2dAlgorithm>& conv2d_algorithms(Backend backend) {
 
 const std::vector<Conv2dPoolAlgorithm>& conv2d_pool_algorithms(Backend backend) {
   static const std::vector<Conv2dPoolAlgorithm> lists[] = {
-      {},  // the CPU runs one op after the other
-      emulated::conv2d_pool_algorithms(),
-      instrumented::conv2d_pool_algorithms(),
-      cuda::conv2d_pool_algorithms()};
+      cpu::conv2d_pool_algorithms(), emulated::conv2d_pool_algorithms(),
+      instrumented::conv2d_pool_algorithms(), cuda::conv2d_pool_algorithms()};
   return lists[static_cast<int>(backend)];
 }
 

@@ -116,6 +116,7 @@ int64_t wgrad_workspace(const Algorithm& algorithm, const Problem& problem, Dtyp
 
 namespace cpu {
 std::vector<Conv2dAlgorithm> conv2d_algorithms();
+std::vector<Conv2dPoolAlgorithm> conv2d_pool_algorithms();
 std::vector<Pool2dAlgorithm> pool2d_algorithms();
 std::vector<AdaptivePool2dAlgorithm> adaptive_pool2d_algorithms();
 }  // namespace cpu

@@ -99,7 +99,9 @@ def test_what_is_inaccurate_is_reported_and_fails(reports, monkeypatch, error):
     files, arguments = reports
     monkeypatch.setattr(gpu, "relative_error", lambda *_: error)
     monkeypatch.setattr(gpu, "PASSES", SMALL[:1])
-    with pytest.raises(SystemExit, match=re.escape("inaccurate:\n| model a conv1 | fprop")):
+    with pytest.raises(
+        SystemExit, match=re.escape("inaccurate:\n| model a conv1, model b conv1 | fprop")
+    ):
         gpu.main(arguments)
     assert "INACCURATE" in files["markdown"].read_text()
 

@@ -176,6 +176,23 @@ def test_gradcheck_and_gradgradcheck(backend, kind):
     assert torch.autograd.gradcheck(partial(function, frozen[0]), frozen[1:])
 
 
+@pytest.mark.parametrize(("kind", "problem", "divisor"), CASES)
+def test_codes_are_those_of_every_backend(kind, problem, divisor):
+    """So that a step may go backward elsewhere than it went forward."""
+    *_, conv, pool = problem
+    tensors = [t.requires_grad_() for t in operands(problem, torch.float32, "cpu", integers)]
+
+    def code():
+        node = fused(kind, conv, pool | divisor)(*tensors).grad_fn
+        while "Conv2dReluPool2d" not in type(node).__name__:
+            node = node.next_functions[0][0]
+        return node.saved_tensors[0]
+
+    native = code()
+    with cnnkernels.emulate_cuda():
+        assert torch.equal(native, code())
+
+
 def test_one_kernel_a_pass_and_nothing_but_results_is_stored():
     input = torch.randn(2, 3, 16, 16, requires_grad=True)
     weight = torch.randn(8, 3, 3, 3, requires_grad=True)

@@ -11,8 +11,8 @@ VECTOR_PASSES = POOL_PASSES - {"max_gather"}
 
 REQUIRED = {
     "cpu": {
-        "conv2d": {"implicit_gemm": CONV_PASSES},
-        "conv2d_relu_pool2d": {},
+        "conv2d": {"winograd": {"fprop", "dgrad"}, "implicit_gemm": CONV_PASSES},
+        "conv2d_relu_pool2d": {"winograd": {"fprop", "dgrad"}, "implicit_gemm": CONV_PASSES},
         "pool2d": {"direct": POOL_PASSES},
         "adaptive_pool2d": {"direct": POOL_PASSES},
     },

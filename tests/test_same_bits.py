@@ -100,6 +100,7 @@ def test_blocks_are_shuffled(gpu):
 # native kernel's work, in another order.
 X, W = torch.randn(5, 3, 29, 31), torch.randn(7, 3, 3, 3)
 CALLS = {
+    "conv": lambda x, w: ours.conv2d(x, w, padding=1),
     "fused max": lambda x, w: ours.conv2d_relu_max_pool2d(x, w, pool_kernel_size=3, pool_stride=2),
     "fused avg": lambda x, w: ours.conv2d_relu_avg_pool2d(x, w, pool_kernel_size=2),
     "max": lambda x, w: ours.max_pool2d(x, 3, 2),

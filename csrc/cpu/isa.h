@@ -13,19 +13,28 @@ namespace cnnkernels::cpu {
 const char* isa();
 
 namespace portable {
+Conv2dAlgorithm conv2d_winograd();
+Conv2dPoolAlgorithm conv2d_pool_winograd();
 Conv2dAlgorithm conv2d_implicit_gemm();
+Conv2dPoolAlgorithm conv2d_pool_implicit_gemm();
 Pool2dAlgorithm pool2d_direct();
 AdaptivePool2dAlgorithm adaptive_pool2d_direct();
 }  // namespace portable
 
 namespace avx2 {
+Conv2dAlgorithm conv2d_winograd();
+Conv2dPoolAlgorithm conv2d_pool_winograd();
 Conv2dAlgorithm conv2d_implicit_gemm();
+Conv2dPoolAlgorithm conv2d_pool_implicit_gemm();
 Pool2dAlgorithm pool2d_direct();
 AdaptivePool2dAlgorithm adaptive_pool2d_direct();
 }  // namespace avx2
 
 namespace avx512 {
+Conv2dAlgorithm conv2d_winograd();
+Conv2dPoolAlgorithm conv2d_pool_winograd();
 Conv2dAlgorithm conv2d_implicit_gemm();
+Conv2dPoolAlgorithm conv2d_pool_implicit_gemm();
 Pool2dAlgorithm pool2d_direct();
 AdaptivePool2dAlgorithm adaptive_pool2d_direct();
 }  // namespace avx512

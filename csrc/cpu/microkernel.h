@@ -11,6 +11,8 @@
 // two of each a cycle (AVX-512: 24 for 12, AVX2: 12 for 9) the multiply-adds are the bound.
 #pragma once
 
+#include <utility>
+
 #include "types.h"
 
 namespace cnnkernels::cpu::CNNKERNELS_ISA {
@@ -182,13 +184,9 @@ void pack_lanes(Sum<T>* to, int64_t pitch, int64_t count, int lanes, const Sourc
     }
     return source;
   };
-  if (from.strides.*across == 1) {
-    for (int64_t i = 0; i < count; ++i) {
-      store<Sum<T>>(to + i * pitch, load_run(lanes, shifted(i, 0), across));
-    }
-    return;
-  }
-  for (int64_t first = 0; first < count; first += n) {
+  int64_t first = 0;
+  // What is left of a square may be so little that it is quicker element by element.
+  for (; from.strides.*across != 1 && count - first > 2; first += n) {
     Vector<Sum<T>> square[n] = {};
     const int64_t filled = least<int64_t>(n, count - first);
     for (int lane = 0; lane < lanes; ++lane) {
@@ -196,6 +194,9 @@ void pack_lanes(Sum<T>* to, int64_t pitch, int64_t count, int lanes, const Sourc
     }
     transpose<Sum<T>>(square);
     for (int64_t i = 0; i < filled; ++i) store<Sum<T>>(to + (first + i) * pitch, square[i]);
+  }
+  for (; first < count; ++first) {
+    store<Sum<T>>(to + first * pitch, load_run(lanes, shifted(first, 0), across));
   }
 }
 

@@ -11,6 +11,7 @@
 //
 // Cost: input + output + argmax bytes from memory, R * S loads an output from cache.
 #include <limits>
+#include <utility>
 #include <vector>
 
 #include "../parallel.h"
@@ -251,9 +252,20 @@ class Maxima {
                   std::is_same_v<Step, std::integral_constant<int64_t, 1>>) {
       return load(from);
     }
+    if constexpr (std::is_same_v<T, Sum<T>> &&
+                  std::is_same_v<Step, std::integral_constant<int64_t, 2>>) {
+      return load_every_second(from, std::make_integer_sequence<int, kWidth>{});
+    }
     Sum<T> values[kWidth];
     for (int lane = 0; lane < kWidth; ++lane) values[lane] = static_cast<Sum<T>>(from[lane * step]);
     return load(values);
+  }
+
+  // The second of two vectors begins so early that it ends with the last element.
+  template <int... kLane>
+  static Vector<Sum<T>> load_every_second(const T* from, std::integer_sequence<int, kLane...>) {
+    constexpr Vector<Tap> kPlaces = {(2 * kLane < kWidth ? 2 * kLane : 2 * kLane + 1)...};
+    return __builtin_shuffle(load(from), load(from + kWidth - 1), kPlaces);
   }
 
   void fold_vector(Tap tap, int64_t first, Vector<Sum<T>> value) {

@@ -12,7 +12,10 @@ namespace {
 struct Variant {
   const char* name;
   bool (*supported)();
+  Conv2dAlgorithm (*conv2d_winograd)();
+  Conv2dPoolAlgorithm (*conv2d_pool_winograd)();
   Conv2dAlgorithm (*conv2d_implicit_gemm)();
+  Conv2dPoolAlgorithm (*conv2d_pool_implicit_gemm)();
   Pool2dAlgorithm (*pool2d_direct)();
   AdaptivePool2dAlgorithm (*adaptive_pool2d_direct)();
 };
@@ -26,15 +29,18 @@ const Variant kVariants[] = {
               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
               __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
      },
-     avx512::conv2d_implicit_gemm, avx512::pool2d_direct, avx512::adaptive_pool2d_direct},
+     avx512::conv2d_winograd, avx512::conv2d_pool_winograd, avx512::conv2d_implicit_gemm,
+     avx512::conv2d_pool_implicit_gemm, avx512::pool2d_direct, avx512::adaptive_pool2d_direct},
     {"avx2",
      [] {
        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
               __builtin_cpu_supports("f16c");
      },
-     avx2::conv2d_implicit_gemm, avx2::pool2d_direct, avx2::adaptive_pool2d_direct},
+     avx2::conv2d_winograd, avx2::conv2d_pool_winograd, avx2::conv2d_implicit_gemm,
+     avx2::conv2d_pool_implicit_gemm, avx2::pool2d_direct, avx2::adaptive_pool2d_direct},
 #endif
-    {"portable", [] { return true; }, portable::conv2d_implicit_gemm, portable::pool2d_direct,
+    {"portable", [] { return true; }, portable::conv2d_winograd, portable::conv2d_pool_winograd,
+     portable::conv2d_implicit_gemm, portable::conv2d_pool_implicit_gemm, portable::pool2d_direct,
      portable::adaptive_pool2d_direct},
 };
 
@@ -65,7 +71,13 @@ const Variant& variant() {
 
 const char* isa() { return variant().name; }
 
-std::vector<Conv2dAlgorithm> conv2d_algorithms() { return {variant().conv2d_implicit_gemm()}; }
+std::vector<Conv2dAlgorithm> conv2d_algorithms() {
+  return {variant().conv2d_winograd(), variant().conv2d_implicit_gemm()};
+}
+
+std::vector<Conv2dPoolAlgorithm> conv2d_pool_algorithms() {
+  return {variant().conv2d_pool_winograd(), variant().conv2d_pool_implicit_gemm()};
+}
 
 std::vector<Pool2dAlgorithm> pool2d_algorithms() { return {variant().pool2d_direct()}; }
 

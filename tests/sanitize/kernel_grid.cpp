@@ -580,6 +580,8 @@ int run_grid(bool small, const std::string& wanted) {
                 cpu::adaptive_pool2d_algorithms());
   check_backend("emulated", emulated::conv2d_algorithms(), emulated::pool2d_algorithms(),
                 emulated::adaptive_pool2d_algorithms());
+  check_algorithms("cpu conv2d_relu_pool2d", cpu::conv2d_pool_algorithms(),
+                   kConvPasses<Conv2dPoolAlgorithm, Conv2dPoolRun>, conv_pools, wanted, outcome);
   check_algorithms("emulated conv2d_relu_pool2d", emulated::conv2d_pool_algorithms(),
                    kConvPasses<Conv2dPoolAlgorithm, Conv2dPoolRun>, conv_pools, wanted, outcome);
   if (outcome.lines == 0) std::printf("no kernel is called %s\n", wanted.c_str());
