@@ -170,3 +170,22 @@ def test_logits_and_gradients_follow_the_accuracy_rule(name, place):
     assert len(found.rows) == len(list(model.parameters())) + 2
     assert found.holds, [row for row in found.rows if not row.holds]
     assert found.left_out < 1e-3
+
+
+# Of the decisions, few are so close that rounding may turn them: the coarser it is, the more.
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("algorithm", "tf32", "eps", "left_out"),
+    [("implicit_gemm", False, compare.EPS, 1e-3), ("tensor_core", True, 2**-10, 2e-2)],
+    ids=["implicit_gemm", "tensor_core"],
+)
+def test_vgg_by_matrix_products_follows_the_accuracy_rule(algorithm, tf32, eps, left_out):
+    """All convolutions by that algorithm, forward and backward, emulated."""
+    model = build_model("vgg16-32")
+    images = torch.rand(1, *MODELS["vgg16-32"].input_shape)
+    with cnnkernels.emulate_cuda(tf32=tf32), cnnkernels.algorithm(algorithm):
+        found = compare.parity(
+            model, [(images, torch.zeros(1, dtype=torch.int64))], fuse=False, eps=eps
+        )
+    assert found.holds, [row for row in found.rows if not row.holds]
+    assert found.left_out < left_out

@@ -101,8 +101,8 @@ def tensor_core(name: str, dtype: str, gradient: str, large: bool, packs: bool) 
     return f"conv2d_tensor_core_{name}I{T}Lb{int(large)}ELb{int(packs)}E{operand}E"
 
 
-# The share of mma in what the loop issues, at least: of the large tile, loaded by packs. Rounding to
-# tf32 takes two instructions for an mma, and moves where nothing transposes float32.
+# The share of mma in what the loop issues, at least: of the large tile, loaded by packs. Rounding
+# to tf32 takes two instructions for an mma, and moves where nothing transposes float32.
 TENSOR_CORE_SHARES = {
     "fprop": {"tf32": 0.22, "float16": 0.44, "bfloat16": 0.44},
     "dgrad": {"tf32": 0.16, "float16": 0.38, "bfloat16": 0.38},
