@@ -20,7 +20,6 @@ from cnnkernels.bench.cases import (
     PoolCase,
 )
 from cnnkernels.selection import Candidate
-from cnnkernels.settings import settings
 
 CONV_PASSES = ("fprop", "dgrad", "wgrad", "bgrad")
 FUSED_PASSES = ("forward", "backward")
@@ -93,15 +92,21 @@ def _randoms(device: str, dtype: torch.dtype) -> Callable[..., Tensor]:
     return lambda *shape: torch.randn(shape, generator=generator).to(device, dtype)
 
 
+def _laid_out(case: ConvCase | PoolCase, tensor: Tensor) -> Tensor:
+    layout = torch.channels_last if case.channels_last else torch.contiguous_format
+    return tensor.to(memory_format=layout)
+
+
 def _conv_calls(which: Pass, device: str, dtype: torch.dtype) -> Calls:
     random, case = _randoms(device, dtype), which.case
-    x, w, b = random(*case.input), random(*case.weight), random(case.weight[0])
+    x, w = (_laid_out(case, random(*size)) for size in (case.input, case.weight))
+    b = random(case.weight[0])
     if which.name == "fprop":
         return Calls(
             lambda: (functional.conv2d(x, w, b, **case.kwargs),),
             lambda: (F.conv2d(x, w, b, **case.kwargs),),
         )
-    grad = random(*F.conv2d(x, w, b, **case.kwargs).shape)
+    grad = _laid_out(case, random(*F.conv2d(x, w, b, **case.kwargs).shape))
     index = CONV_PASSES.index(which.name) - 1
     needed = [i == index for i in range(3)]
     stride, padding, dilation = (
@@ -110,9 +115,9 @@ def _conv_calls(which: Pass, device: str, dtype: torch.dtype) -> Calls:
     )
     groups = case.kwargs.get("groups", 1)
     operands = (x if needed[1] else None, w if needed[0] else None)
-    like = (*x.shape[1:], *w.shape[2:], False)
+    like = (*x.shape[1:], *w.shape[2:], case.channels_last)
     geometry = (*stride, *padding, *padding, *dilation, groups)
-    kernels = settings.kernels
+    kernels = functional._conv_kernels(x)
     return Calls(
         lambda: autograd.call(
             "conv2d_backward", grad, None, *operands, *like, *geometry, needed[2], kernels
@@ -143,7 +148,7 @@ def _fused_calls(which: Pass, device: str, dtype: torch.dtype) -> Calls:
 
 
 def _pool_calls(which: Pass, device: str, dtype: torch.dtype) -> Calls:
-    x = _randoms(device, dtype)(*which.case.input)
+    x = _laid_out(which.case, _randoms(device, dtype)(*which.case.input))
     pools = getattr(functional, which.function), getattr(F, which.function)
     functions = [(lambda pool=pool: pool(x, **which.kwargs)) for pool in pools]
     return _autograd_calls(which, functions, (x,))
