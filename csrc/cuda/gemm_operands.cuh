@@ -76,15 +76,16 @@ struct Plain {
 // ---- the table of depths ----
 
 // Where the depths lie, in two halves, by depth modulo both: one is filled while the other is read.
-// An entry serves kUnit depths that are neighbours in memory.
-template <class Rows, class Columns, int kUnit = 1>
+// An entry serves kUnit depths that are neighbours in memory. Depths are divided as an Index, int
+// or unsigned: with the other one each of the two loops makes nvcc run out of registers.
+template <class Rows, class Columns, class Index = int, int kUnit = 1>
 struct DepthTable {
   static constexpr int kDepth = kTableDepth * kUnit;  // of a half
 
   typename Rows::Near rows[2 * kTableDepth];
   typename Columns::Near columns[2 * kTableDepth];
 
-  __device__ static int entry(unsigned depth) { return depth / kUnit % (2 * kTableDepth); }
+  __device__ static int entry(Index depth) { return depth / kUnit % (2 * kTableDepth); }
 
   // The half that begins with depth `first`. `shape` has depths up to `end`.
   template <class Shape>

@@ -319,7 +319,7 @@ struct MmaTypes {
   using RowLoader = MmaLoader<typename Tile::T, Rows, RowSide, RowPattern_, kWidth_, true>;
   using ColumnLoader =
       MmaLoader<typename Tile::T, Columns, ColumnSide, ColumnPattern_, kWidth_, false>;
-  using Table = DepthTable<Rows, Columns, kUnit_>;
+  using Table = DepthTable<Rows, Columns, unsigned, kUnit_>;
   static constexpr int kUnit = kUnit_, kWidth = kWidth_;
   static constexpr bool kAlongRows = kAlongRows_;
 };
