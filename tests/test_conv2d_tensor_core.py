@@ -1,11 +1,21 @@
 """The implicit GEMM on tensor cores: which kernel runs, how exact it is, what it asks of a GPU."""
 
+from functools import partial
+
 import pytest
+import test_conv2d_implicit_gemm as implicit_gemm
 import torch
 import torch.nn.functional as F
 from accuracy import assert_same_bits, error_bound, integers, relative_error
 from test_conv2d import LAYOUTS, NAMES, grad_of_output, operands, with_gradients
-from test_conv2d_implicit_gemm import NO_PACKS, PROBLEMS, by, check_exactly, difference
+from test_conv2d_implicit_gemm import (
+    NO_PACKS,
+    PROBLEMS,
+    by,
+    check_exactly,
+    difference,
+    kernels_without_packs,
+)
 from test_conv2d_tiled import kernel
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -189,11 +199,7 @@ def test_on_a_gpu_torchs_switch_allows_tf32(precision):
 # ---------------------------------------------------------------- which kernel runs
 
 
-def profile_all_passes(tensors, grad_output, kwargs, function=ours.conv2d) -> Profile:
-    with cnnkernels.emulate_cuda(tf32=True), cnnkernels.algorithm("tensor_core"):
-        with cnnkernels.profile() as profile:
-            with_gradients(function, tensors, grad_output, kwargs)
-    return profile
+profile_all_passes = partial(implicit_gemm.profile_all_passes, algorithm="tensor_core")
 
 
 def kernel_names(dtype, large: bool, packs: bool, gradient: str) -> set[str]:
@@ -220,23 +226,15 @@ def test_every_small_instance_runs(dtype, packs, relu):
     layout = LAYOUTS["channels_last" if packs else "contiguous"]
     tensors = [*map(layout, tensors[:2]), tensors[2]]
     function, gradient = (ours.conv2d_relu, "Masked") if relu else (ours.conv2d, "Plain")
-    profile = profile_all_passes(tensors, layout(grad_output), kwargs, function)
+    profile = profile_all_passes(tensors, layout(grad_output), kwargs, function=function)
     names = {kernel.kernel for kernel in profile.kernels}
     assert names >= kernel_names(dtype, False, packs, gradient)
 
 
 @pytest.mark.parametrize("why", NO_PACKS)
 def test_what_is_not_aligned_is_loaded_element_by_element(why):
-    input, weight = (
-        NO_PACKS[why](integers(*size, dtype=torch.float16))
-        for size in ((2, 16, 9, 9), (24, 16, 3, 3))
-    )
-    with cnnkernels.profile() as profile, cnnkernels.algorithm("tensor_core"):
-        output = ours.conv2d(input, weight)
-    assert [k.kernel for k in profile.kernels] == [
-        "conv2d_tensor_core_fprop<cuda::__half, false, false>"
-    ]
-    assert torch.equal(output, F.conv2d(input, weight))
+    kernels = kernels_without_packs(why, torch.float16, "tensor_core")
+    assert kernels == ["conv2d_tensor_core_fprop<cuda::__half, false, false>"]
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
@@ -262,13 +260,12 @@ def test_many_blocks_have_the_large_tile():
 
 def test_a_gradient_that_packs_cannot_be_stored_in_waits_elsewhere():
     """The chunk's sums are packs of taps; a contiguous gradient takes them one by one."""
-    x, weight = (LAYOUTS["channels_last"](integers(1, 16, 6, 6, dtype=torch.float16)),) * 2
-    weight = integers(8, 16, 3, 3, dtype=torch.float16)
+    x = LAYOUTS["channels_last"](integers(1, 16, 6, 6, dtype=torch.float16))
     arguments = 16, 6, 6, 3, 3, False, *[1] * 8, 1, False, "emulated:tensor_core"
     grad_output = LAYOUTS["channels_last"](integers(1, 8, 6, 6, dtype=torch.float16))
     _, grad_weight, _ = torch.ops.cnnkernels.conv2d_backward(grad_output, None, x, None, *arguments)
     assert grad_weight.is_contiguous()
-    exact = torch.nn.grad.conv2d_weight(x.double(), weight.shape, grad_output.double(), padding=1)
+    exact = torch.nn.grad.conv2d_weight(x.double(), (8, 16, 3, 3), grad_output.double(), padding=1)
     assert torch.equal(grad_weight, exact.half())
 
 
@@ -311,7 +308,7 @@ def growing_depth(name: str, dtype, layout: str, stages: int) -> KernelProfile:
     tensors = [t.to(dtype) for t in tensors]
     grad_output = LAYOUTS[layout](torch.randn(1, K, 1, W).to(dtype))
     tensors = [*map(LAYOUTS[layout], tensors[:2]), tensors[2]]
-    profile = profile_all_passes(tensors, grad_output, {}, ours.conv2d)
+    profile = profile_all_passes(tensors, grad_output, {})
     return kernel(profile, f"conv2d_tensor_core_{name}<")
 
 

@@ -16,9 +16,9 @@
 // those would be too few blocks or columns 64 x 64, by 4 warps of 32 x 32.
 //
 // Cost: 2 * N*K*P*Q * C/groups*R*S FLOP a pass. For each pack of depth a tile of 128 x 128 loads 4
-// KiB and makes 128 * 128 * 8 multiply-adds (tf32: 4): 64 FLOP a byte, and the tensor cores of an
-// A100 take 256 float16 FLOP for each byte that L2 moves; so the bound is L2 or, where the tile's
-// rows are still in L1, the tensor pipe.
+// KiB and makes 128 * 128 * 8 multiply-adds (tf32: 4): 64 FLOP a byte (32). An A100's tensor cores
+// make 312 TFLOP/s (156), and its L2 moves 5,120 bytes a cycle, 7.2 TB/s: 43 FLOP a byte (22). So
+// the bound is the tensor pipe; for 64 x 64, which has half the FLOP a byte, it is L2.
 #pragma once
 
 #include "conv2d_gemm.cuh"
