@@ -22,7 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import cnnkernels
 import cnnkernels.functional as ours
 from cnnkernels.functional import _conv_kernels
-from cnnkernels.profiling import KernelProfile, Profile
+from cnnkernels.profiling import KernelProfile
 
 PASSES = ["fprop", "dgrad", "wgrad"]
 CPP_NAMES = {
