@@ -44,13 +44,14 @@ def test_rotation_turns_about_the_middle() -> None:
     """A linear ramp turned is the ramp of the turned direction, wherever it stays inside."""
     height, width = 33, 47
     y, x = torch.meshgrid(torch.arange(height) - 16.0, torch.arange(width) - 23.0, indexing="ij")
+    y, x = y.double(), x.double()
     image = (100 + y)[None, None]
     inside = (y.abs() < 8) & (x.abs() < 12)
     for turn in (0.0, 0.25, 1.0):
         angle = math.radians((2 * turn - 1) * 10)
         found = augment(image, draws(turn=turn), ("rotate",))[0, 0]
         expected = 100 + math.cos(angle) * y + math.sin(angle) * x
-        torch.testing.assert_close(found[inside], expected[inside], rtol=0, atol=1e-3)
+        torch.testing.assert_close(found[inside], expected[inside], rtol=0, atol=1e-9)
 
 
 def test_each_image_by_its_own_row() -> None:

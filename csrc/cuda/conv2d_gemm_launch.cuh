@@ -86,17 +86,17 @@ inline bool output_has_packs(const Conv2dProblem& problem, const void* output, i
   return has_packs(output, problem.output, problem.N, problem.P, problem.Q, pack);
 }
 
-// A gradient, and what masks it.
-inline bool gradient_has_packs(const Conv2dProblem& problem, const void* grad_output,
-                               const void* relu_output, int pack) {
-  return output_has_packs(problem, grad_output, pack) &&
-         (relu_output == nullptr ||
-          has_packs(relu_output, problem.relu, problem.N, problem.P, problem.Q, pack));
-}
-
 // Whether a pack holds channels, and filters, of one group.
 inline bool groups_have_packs(const Conv2dProblem& problem, int pack) {
   return problem.group_channels() % pack == 0 && problem.group_filters() % pack == 0;
+}
+
+// A gradient, what masks it, and the groups.
+inline bool gradient_has_packs(const Conv2dProblem& problem, const void* grad_output,
+                               const void* relu_output, int pack) {
+  return output_has_packs(problem, grad_output, pack) && groups_have_packs(problem, pack) &&
+         (relu_output == nullptr ||
+          has_packs(relu_output, problem.relu, problem.N, problem.P, problem.Q, pack));
 }
 
 template <class T, class Body>

@@ -63,8 +63,7 @@ void dgrad(const Conv2dProblem& problem, Dtype dtype, const void* grad_output,
   const GemmSize size = dgrad_size(problem);
   constexpr int kFloats = kPack<float>;
   const bool packs = gradient_has_packs(problem, grad_output, relu_output, kFloats) &&
-                     weight_has_packs(problem, weight, kFloats) &&
-                     groups_have_packs(problem, kFloats);
+                     weight_has_packs(problem, weight, kFloats);
   with_tile(dtype, size, [&](auto zero, auto tile) {
     using T = decltype(zero);
     using Tile = decltype(tile);
@@ -96,8 +95,7 @@ void wgrad(const Conv2dProblem& problem, Dtype dtype, const void* grad_output,
   const GemmSize size = wgrad_size(problem);
   constexpr int kFloats = kPack<float>;
   const bool packs = gradient_has_packs(problem, grad_output, relu_output, kFloats) &&
-                     input_has_packs(problem, input, kFloats) &&
-                     groups_have_packs(problem, kFloats);
+                     input_has_packs(problem, input, kFloats);
   with_tile(dtype, size, [&](auto zero, auto tile) {
     using T = decltype(zero);
     using Tile = decltype(tile);

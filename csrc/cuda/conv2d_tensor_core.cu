@@ -64,7 +64,7 @@ void dgrad(const Conv2dProblem& problem, Dtype dtype, const void* grad_output,
   const int pack = pack_of(dtype);
   const bool packs = gradient_has_packs(problem, grad_output, relu_output, pack) &&
                      weight_has_packs(problem, weight, pack) &&
-                     input_has_packs(problem, grad_input, pack) && groups_have_packs(problem, pack);
+                     input_has_packs(problem, grad_input, pack);
   with_instance(dtype, is_large(size), packs, [&](auto zero, auto large, auto packs) {
     using T = decltype(zero);
     with_gradient<T>(grad_output, relu_output, [&](const auto& gradient) {
@@ -108,7 +108,7 @@ void wgrad(const Conv2dProblem& problem, Dtype dtype, const void* grad_output,
   const GemmSize size = wgrad_size(problem);
   const int pack = pack_of(dtype);
   const bool packs = gradient_has_packs(problem, grad_output, relu_output, pack) &&
-                     input_has_packs(problem, input, pack) && groups_have_packs(problem, pack);
+                     input_has_packs(problem, input, pack);
   const Chunks chunks = cut_wgrad(problem, dtype);
   auto* partial = static_cast<float*>(chunks.waits ? workspace : nullptr);
   with_instance(dtype, is_large(size), packs, [&](auto zero, auto large, auto packs) {
