@@ -136,6 +136,7 @@ def products(which: Pass) -> int:
 # Layers of the benchmarks, of fewer images or cut to fewer pixels: what is counted is the same for
 # each tile. 2x2 pools of Model A, and of VGG-16 with its 64 channels.
 MODEL_A = (2, 1, 28, 28), (16, 5, 5)
+CONV3_2 = dict(shape=(1, 256, 16, 16), filters=(256, 3, 3), padding=1)
 CASES: dict[str, Callable[[Gpu], Iterator[Pass]]] = {
     "Model A conv1, 28x28": partial(random_conv2d, shape=MODEL_A[0], filters=MODEL_A[1], padding=2),
     "Model A conv2, 14x14": partial(
@@ -144,8 +145,10 @@ CASES: dict[str, Callable[[Gpu], Iterator[Pass]]] = {
     "VGG-16 conv1_1, 64x64 of its 224x224": partial(
         random_conv2d, shape=(1, 3, 64, 64), filters=(64, 3, 3), padding=1
     ),
-    "VGG-16 conv3_2, 16x16 of its 56x56": partial(
-        random_conv2d, shape=(1, 256, 16, 16), filters=(256, 3, 3), padding=1
+    "VGG-16 conv3_2, 16x16 of its 56x56": partial(random_conv2d, **CONV3_2),
+    "the same, channels_last": partial(random_conv2d, **CONV3_2, layout=torch.channels_last),
+    "the same, channels_last, float16": partial(
+        random_conv2d, **CONV3_2, layout=torch.channels_last, dtype=torch.float16
     ),
     "2x2 pool, 64x32x32 NCHW": partial(
         random_pools, layout=torch.contiguous_format, shape=(1, 64, 32, 32), kernel_size=2
