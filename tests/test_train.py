@@ -88,7 +88,7 @@ def follows(losses: list[float], reference: list[float], eps: float = EPS) -> bo
 
 
 def test_a_wrong_gradient_does_not_follow(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    def convert_badly(model: nn.Module) -> nn.Module:
+    def convert_badly(model: nn.Module, fuse: bool = True) -> nn.Module:
         model[0].bias.register_hook(torch.zeros_like)  # the least that can be wrong: 16 numbers
         return model
 
@@ -373,7 +373,7 @@ def test_parity_is_judged_not_assumed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.holds, found.rows
     assert found.left_out < 0.01
 
-    def convert_badly(model: nn.Module) -> nn.Module:
+    def convert_badly(model: nn.Module, fuse: bool = True) -> nn.Module:
         model[3].bias.register_hook(lambda grad: grad * (1 + 1e-5))
         return model
 
@@ -412,7 +412,7 @@ def test_no_gradient_passes_a_close_call(modules: list[nn.Module], passed: dict)
 
 
 def test_wrong_outputs_cannot_hide_in_close_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    def convert_badly(model: nn.Module) -> nn.Module:
+    def convert_badly(model: nn.Module, fuse: bool = True) -> nn.Module:
         model[0].weight.data.mul_(1000)  # then everything is near
         return model
 
@@ -462,6 +462,6 @@ def test_demo_fails_where_torch_does_the_work(
     digits: Dataset, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     monkeypatch.setattr(demo, "MIN_STEPS", 15)
-    monkeypatch.setattr("cnnkernels.convert", lambda model: model)
+    monkeypatch.setattr("cnnkernels.convert", lambda model, fuse=True: model)
     assert demo.run(digits, quick=True) == 1
     assert "relu.default" in capsys.readouterr().out
