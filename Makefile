@@ -38,7 +38,7 @@ ptx: $(VENV)/dev.stamp ## Run the compiled PTX of the CUDA kernels in an interpr
 	$(RUN) -m pytest tests/test_ptx.py tests/test_counters.py $(TEST_ARGS)
 	@PYTHONPATH=tests $(RUN) -m ptx.counters
 
-sass: build ## Report the kernels' registers, spills and hot loops, if the tool is there
+sass: build ## Hold the matrix products' hot loops to their gates, if the tool is there
 	@$(RUN) -m build_support.sass $(SASS_ARGS)
 
 gpu: ## Build, test and measure on this machine's GPU, with the packages that PYTHON has

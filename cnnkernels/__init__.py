@@ -9,7 +9,7 @@ from cnnkernels.convert import convert, unconverted
 from cnnkernels.emulation import emulate_cuda
 from cnnkernels.info import info
 from cnnkernels.profiling import profile
-from cnnkernels.selection import algorithm, algorithms, explain
+from cnnkernels.selection import algorithm, algorithms, explain, fast_math
 
 __version__ = "0.1.0"
 
@@ -19,6 +19,7 @@ __all__ = [
     "convert",
     "emulate_cuda",
     "explain",
+    "fast_math",
     "functional",
     "info",
     "nn",

@@ -58,6 +58,26 @@ def algorithm(name: str) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def fast_math(winograd: bool = True) -> Iterator[None]:
+    """Let convolutions run by what is faster and rounds more.
+
+    Holds for calls made by this thread inside the ``with`` block, and for their backward passes
+    whenever those run.
+
+    Args:
+        winograd: Winograd's F(4x4, 3x3) on the CPU, for 3x3 filters with stride 1 in float32: a
+            quarter of the multiplications. Its relative error is up to 2e-6, where the direct sum's
+            is 2e-7 (docs/performance.md).
+
+    Example:
+        >>> with cnnkernels.fast_math(winograd=True):
+        ...     output = model(input)
+    """
+    with settings.changed(fast_math=winograd):
+        yield
+
+
 def _names() -> list[str]:
     backends = _C.info()["algorithms"].values()
     return sorted({name for ops in backends for names in ops.values() for name in names})

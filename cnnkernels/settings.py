@@ -12,15 +12,18 @@ class _Settings(threading.local):
         self.emulate = False
         self.emulate_tf32 = False
         self.algorithm = ""
-        # All, as the ops take them: "[emulated]:[algorithm][:tf32]", or None for neither. An
+        self.fast_math = False
+        # All, as the ops take them: "[emulated]:[algorithm][:tf32][:fast]", or None for none. An
         # argument of the op, so that a backward pass and a captured graph keep it.
         self.kernels: str | None = None
 
     def set(self, **values: Any) -> None:
         vars(self).update(values)
         backend = "emulated" if self.emulate else ""
-        tf32 = ":tf32" if self.emulate and self.emulate_tf32 else ""
-        self.kernels = f"{backend}:{self.algorithm}{tf32}" if backend or self.algorithm else None
+        allowed = ":tf32" if self.emulate and self.emulate_tf32 else ""
+        allowed += ":fast" if self.fast_math else ""
+        kernels = f"{backend}:{self.algorithm}{allowed}"
+        self.kernels = None if kernels == ":" else kernels
 
     @contextmanager
     def changed(self, **values: Any) -> Iterator[None]:

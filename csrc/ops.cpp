@@ -120,24 +120,32 @@ size_t extent(const Tensor& tensor) {
 }
 
 // Which kernels are to run: "[emulated]:[algorithm]", or what suits best where nothing is given.
-// ":tf32" at the end lets products of float32 be of operands rounded to tf32.
+// Behind them may stand what they are allowed: ":tf32" and ":fast" (problem.h).
 struct Wanted {
-  bool emulated = false, tf32 = false;
+  bool emulated = false, tf32 = false, fast_math = false;
   std::string_view algorithm;
 
   explicit Wanted(const Kernels& kernels) {
     if (!kernels) return;
-    const std::string_view text = *kernels;
-    const size_t colon = text.find(':');
-    emulated = text.substr(0, colon) == "emulated";
-    STD_TORCH_CHECK(colon != text.npos && (emulated || colon == 0),
-                    "cnnkernels: kernels are [emulated]:[algorithm][:tf32], not ", *kernels);
-    algorithm = text.substr(colon + 1);
-    const size_t end = algorithm.find(':');
-    tf32 = end != algorithm.npos;
-    STD_TORCH_CHECK(!tf32 || algorithm.substr(end) == ":tf32",
-                    "cnnkernels: kernels are [emulated]:[algorithm][:tf32], not ", *kernels);
-    algorithm = algorithm.substr(0, end);
+    std::string_view rest = *kernels;
+    const auto next = [&] {
+      const size_t end = rest.find(':');
+      const std::string_view part = rest.substr(0, end);
+      rest = end == rest.npos ? std::string_view() : rest.substr(end + 1);
+      return part;
+    };
+    const bool has_parts = rest.find(':') != rest.npos;
+    const std::string_view backend = next();
+    emulated = backend == "emulated";
+    algorithm = next();
+    bool is_known = has_parts && (emulated || backend.empty());
+    while (!rest.empty()) {
+      const std::string_view allowed = next();
+      tf32 |= allowed == "tf32", fast_math |= allowed == "fast";
+      is_known &= allowed == "tf32" || allowed == "fast";
+    }
+    STD_TORCH_CHECK(is_known, "cnnkernels: kernels are [emulated]:[algorithm][:tf32][:fast], not ",
+                    *kernels);
   }
 };
 
@@ -160,7 +168,10 @@ class Placement {
         aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
   }
 
-  bool allows_tf32() const { return wanted_.tf32; }
+  // What the caller allows the convolution.
+  void allow(Conv2dProblem& problem) const {
+    problem.tf32 = wanted_.tf32, problem.fast_math = wanted_.fast_math;
+  }
 
   const void* in(const char* name, const Tensor& tensor) {
     if (known_) known_->add({name, tensor.const_data_ptr(), extent(tensor), false});
@@ -199,6 +210,25 @@ class Placement {
   Backend backend_;
   std::optional<torch::stable::accelerator::DeviceGuard> guard_;
   std::optional<emulator::KnownMemory> known_;
+};
+
+// What a pass of a convolution works in.
+class Workspace {
+ public:
+  template <class Algorithm, class Problem>
+  Workspace(const Tensor& like, const Algorithm& algorithm, const Problem& problem, Dtype dtype,
+            ConvPass pass, Placement& placement) {
+    const int64_t bytes = workspace_bytes(algorithm, problem, dtype, pass);
+    if (bytes == 0) return;
+    memory_ = empty(like, {&bytes, 1}, false, aoti_torch_dtype_uint8());
+    data_ = placement.out("workspace", memory_);
+  }
+
+  void* data() const { return data_; }
+
+ private:
+  Tensor memory_;
+  void* data_ = nullptr;
 };
 
 void check_same(const Tensor& a, const char* a_name, const Tensor& b, const char* b_name) {
@@ -324,14 +354,17 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& b
                                            {dilation_h, dilation_w},
                                            groups});
   Placement placement(input, kernels);
-  problem.tf32 = placement.allows_tf32();
-  const auto fprop = placement.choose(problem, dtype_of(input), &Conv2dAlgorithm::fprop);
+  placement.allow(problem);
+  const Dtype dtype = dtype_of(input);
+  const Conv2dAlgorithm& algorithm = placement.algorithm(problem, dtype, &Conv2dAlgorithm::fprop);
 
   const Tensor output = empty(input, output_sizes(problem), gives_channels_last(input, weight));
   problem.output = strides_of(output);
   if (output.numel() == 0) return output;
-  fprop(problem, dtype_of(input), placement.in("input", input), placement.in("weight", weight),
-        epilogue_of(placement, bias, relu), placement.out("output", output), placement.stream);
+  const Workspace workspace(input, algorithm, problem, dtype, ConvPass::fprop, placement);
+  algorithm.fprop(problem, dtype, placement.in("input", input), placement.in("weight", weight),
+                  epilogue_of(placement, bias, relu), placement.out("output", output),
+                  workspace.data(), placement.stream);
   return output;
 }
 
@@ -381,12 +414,14 @@ std::tuple<Tensor, Tensor, Tensor> gradients(const Problem& problem, Placement& 
   Conv2dProblem& conv = conv_of(own);
   const Conv2dProblem given = conv;
   if (weight) {
-    const auto dgrad = placement.choose(problem, dtype, &Algorithm::dgrad);
+    const Algorithm& algorithm = placement.algorithm(problem, dtype, &Algorithm::dgrad);
     grad_input = empty(grad_output, input_sizes(conv), channels_last);
     conv.input = strides_of(grad_input);
-    if (grad_input.numel() != 0)
-      dgrad(own, dtype, grad, kept, placement.in("weight", weight),
-            placement.out("grad_input", grad_input), placement.stream);
+    if (grad_input.numel() != 0) {
+      const Workspace workspace(grad_output, algorithm, own, dtype, ConvPass::dgrad, placement);
+      algorithm.dgrad(own, dtype, grad, kept, placement.in("weight", *weight),
+                      placement.out("grad_input", grad_input), workspace.data(), placement.stream);
+    }
   }
   if (input) {
     const Algorithm& algorithm = placement.algorithm(problem, dtype, &Algorithm::wgrad);
@@ -394,12 +429,9 @@ std::tuple<Tensor, Tensor, Tensor> gradients(const Problem& problem, Placement& 
     conv.input = given.input;
     conv.weight = strides_of(grad_weight);
     if (grad_weight.numel() != 0) {
-      const int64_t bytes = wgrad_workspace(algorithm, own, dtype);
-      const Tensor workspace =
-          bytes > 0 ? empty(grad_output, {&bytes, 1}, false, aoti_torch_dtype_uint8()) : Tensor();
-      algorithm.wgrad(own, dtype, grad, kept, placement.in("input", input),
-                      placement.out("grad_weight", grad_weight),
-                      bytes > 0 ? placement.out("workspace", workspace) : nullptr,
+      const Workspace workspace(grad_output, algorithm, own, dtype, ConvPass::wgrad, placement);
+      algorithm.wgrad(own, dtype, grad, kept, placement.in("input", *input),
+                      placement.out("grad_weight", grad_weight), workspace.data(),
                       placement.stream);
     }
   }
@@ -430,7 +462,7 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward(
     problem.relu = strides_of(*relu_output);
   }
   Placement placement(grad_output, kernels);
-  problem.tf32 = placement.allows_tf32();
+  placement.allow(problem);
   return gradients<Conv2dAlgorithm>(problem, placement, grad_output,
                                     placement.in("relu_output", relu_output), input, weight,
                                     channels_last, need_bias);
@@ -779,7 +811,10 @@ std::tuple<Tensor, Tensor> conv2d_relu_pool2d(
                                                  ceil_mode},
                                                 average, count_include_pad, divisor_override);
   Placement placement(input, kernels);
-  const auto fprop = placement.choose(problem, dtype_of(input), &Conv2dPoolAlgorithm::fprop);
+  placement.allow(problem.conv);
+  const Dtype dtype = dtype_of(input);
+  const Conv2dPoolAlgorithm& algorithm =
+      placement.algorithm(problem, dtype, &Conv2dPoolAlgorithm::fprop);
 
   const bool channels_last = gives_channels_last(input, weight);
   const Tensor output = empty(input, output_sizes(problem.pool), channels_last);
@@ -788,9 +823,11 @@ std::tuple<Tensor, Tensor> conv2d_relu_pool2d(
                 : Tensor();
   problem.pool.output = problem.pool.argmax = strides_of(output);
   if (output.numel() == 0) return {output, code};
-  fprop(problem, dtype_of(input), placement.in("input", input), placement.in("weight", weight),
-        epilogue_of(placement, bias, true), placement.out("output", output),
-        keep_code ? placement.out("code", code) : nullptr, placement.stream);
+  const Workspace workspace(input, algorithm, problem, dtype, ConvPass::fprop, placement);
+  algorithm.fprop(problem, dtype, placement.in("input", input), placement.in("weight", weight),
+                  epilogue_of(placement, bias, true), placement.out("output", output),
+                  keep_code ? placement.out("code", code) : nullptr, workspace.data(),
+                  placement.stream);
   return {output, code};
 }
 
@@ -825,6 +862,7 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_relu_pool2d_backward(
       torch::headeronly::toString(code.scalar_type()), text(code.sizes()));
   problem.pool.argmax = strides_of(code);
   Placement placement(grad_output, kernels);
+  placement.allow(problem.conv);
   return gradients<Conv2dPoolAlgorithm>(problem, placement, grad_output, placement.in("code", code),
                                         input, weight, channels_last, need_bias);
 }

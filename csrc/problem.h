@@ -102,6 +102,7 @@ struct Conv2dProblem {
   Strides output;  // {n, k, p, q} of output, or of grad_output in dgrad, wgrad and bgrad
   Strides relu;    // {n, k, p, q} of the saved output of conv+ReLU in a backward pass
   bool tf32;       // products of float32 may be of operands rounded to tf32
+  bool fast_math;  // transforms that round more than the sums do may take the sums' place
 
   constexpr int group_channels() const { return C / groups; }
   constexpr int group_filters() const { return K / groups; }

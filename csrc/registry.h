@@ -28,6 +28,9 @@ const char* runs_everything(const Problem&, Dtype) {
 template <class Problem>
 using Objection = const char* (*)(const Problem&, Dtype);
 
+// The passes of a convolution that may want scratch memory.
+enum class ConvPass { fprop, dgrad, wgrad };
+
 // One convolution algorithm. A null pass is not offered. Tensors are of the Dtype given (sums
 // of 16-bit types are float32). Pointers may be anything where the tensor has no elements.
 // In a backward pass of conv+ReLU, relu_output is the saved output: where it is <= 0 the
@@ -39,9 +42,9 @@ struct Conv2dAlgorithm {
   Objection<Conv2dProblem> unsupported;
 
   void (*fprop)(const Conv2dProblem&, Dtype, const void* input, const void* weight, Epilogue,
-                void* output, Stream);
+                void* output, void* workspace, Stream);
   void (*dgrad)(const Conv2dProblem&, Dtype, const void* grad_output, const void* relu_output,
-                const void* weight, void* grad_input, Stream);
+                const void* weight, void* grad_input, void* workspace, Stream);
   void (*wgrad)(const Conv2dProblem&, Dtype, const void* grad_output, const void* relu_output,
                 const void* input, void* grad_weight, void* workspace, Stream);
   // grad_bias[k] = sum of grad_output over n, p, q; contiguous.
@@ -51,8 +54,8 @@ struct Conv2dAlgorithm {
   // What it can run, but should not where another one can; null where there is no such thing.
   Objection<Conv2dProblem> unsuited = nullptr;
 
-  // The bytes of scratch memory that wgrad works in, 16-byte aligned; null: none.
-  int64_t (*wgrad_workspace)(const Conv2dProblem&, Dtype) = nullptr;
+  // The bytes of scratch memory that a pass works in, 16-byte aligned; null: none.
+  int64_t (*workspace)(const Conv2dProblem&, Dtype, ConvPass) = nullptr;
 };
 
 // The same for conv + bias + ReLU + pool in one. `code` is null in an fprop without training; the
@@ -62,16 +65,16 @@ struct Conv2dPoolAlgorithm {
   Objection<Conv2dPoolProblem> unsupported;
 
   void (*fprop)(const Conv2dPoolProblem&, Dtype, const void* input, const void* weight, Epilogue,
-                void* output, void* code, Stream);
+                void* output, void* code, void* workspace, Stream);
   void (*dgrad)(const Conv2dPoolProblem&, Dtype, const void* grad_output, const void* code,
-                const void* weight, void* grad_input, Stream);
+                const void* weight, void* grad_input, void* workspace, Stream);
   void (*wgrad)(const Conv2dPoolProblem&, Dtype, const void* grad_output, const void* code,
                 const void* input, void* grad_weight, void* workspace, Stream);
   void (*bgrad)(const Conv2dPoolProblem&, Dtype, const void* grad_output, const void* code,
                 void* grad_bias, Stream);
 
   Objection<Conv2dPoolProblem> unsuited = nullptr;
-  int64_t (*wgrad_workspace)(const Conv2dPoolProblem&, Dtype) = nullptr;
+  int64_t (*workspace)(const Conv2dPoolProblem&, Dtype, ConvPass) = nullptr;
 };
 
 // The same for pooling, regular or adaptive.
@@ -108,10 +111,11 @@ const std::vector<Conv2dPoolAlgorithm>& conv2d_pool_algorithms(Backend);
 const std::vector<Pool2dAlgorithm>& pool2d_algorithms(Backend);
 const std::vector<AdaptivePool2dAlgorithm>& adaptive_pool2d_algorithms(Backend);
 
-// What a convolution's wgrad works in, alone or with a pool.
+// What a pass of a convolution works in, alone or with a pool.
 template <class Algorithm, class Problem>
-int64_t wgrad_workspace(const Algorithm& algorithm, const Problem& problem, Dtype dtype) {
-  return algorithm.wgrad_workspace == nullptr ? 0 : algorithm.wgrad_workspace(problem, dtype);
+int64_t workspace_bytes(const Algorithm& algorithm, const Problem& problem, Dtype dtype,
+                        ConvPass pass) {
+  return algorithm.workspace == nullptr ? 0 : algorithm.workspace(problem, dtype, pass);
 }
 
 namespace cpu {

@@ -23,6 +23,8 @@ PROBLEMS = {
     "one": ((1, 1, 1, 1), (1, 1, 1), {}, dict(kernel_size=1)),
     "five": ((1, 2, 12, 13), (3, 3, 3), dict(padding="same"), dict(kernel_size=5, stride=3)),
     "unbatched": ((3, 9, 8), (4, 3, 3), dict(padding=1), dict(kernel_size=2)),
+    "two_parts": ((1, 18, 4, 5), (19, 5, 5), dict(padding=2), dict(kernel_size=2)),  # of 450
+    "packs": ((1, 16, 5, 8), (24, 3, 3), dict(padding=1), dict(kernel_size=(1, 4))),
     "no_images": ((0, 3, 9, 8), (4, 3, 3), dict(padding=1), dict(kernel_size=2)),
 }
 MAX_ONLY = {
@@ -115,12 +117,30 @@ def test_exact_on_whole_numbers(backend, kind, problem, divisor, dtype, layout):
             torch.testing.assert_close(result, reference)
 
 
-@pytest.mark.parametrize("algorithm", ["tiled", "direct"])
+ALGORITHMS = {  # and a dtype that it runs
+    "tiled": torch.float64,
+    "tensor_core": torch.float16,
+    "implicit_gemm": torch.float64,
+    "direct": torch.float64,
+}
+
+
+def assert_equal_to_the_sequence(results, kind, tensors, conv, pool):
+    # torch sums 16 bits in another way
+    module = ours if tensors[0].dtype == torch.float16 else F
+    expected = with_gradients(sequence(kind, conv, pool, module), tensors)
+    tolerance = dict(rtol=1e-13, atol=1e-13)
+    for result, reference in zip(results, expected, strict=True):
+        rounds = kind == "avg" and result.dtype != torch.float64
+        torch.testing.assert_close(result, reference, **({} if rounds else tolerance))
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize(("kind", "problem", "divisor"), CASES)
 def test_each_algorithm_is_exact(kind, problem, divisor, algorithm):
     *_, conv, pool = problem
     pool = pool | divisor
-    tensors = operands(problem, torch.float64, "cpu", integers)
+    tensors = operands(problem, ALGORITHMS[algorithm], "cpu", integers)
     function = fused(kind, conv, pool)
     name, kwargs = call_of(kind, conv, pool)
     with cnnkernels.emulate_cuda():
@@ -132,9 +152,134 @@ def test_each_algorithm_is_exact(kind, problem, divisor, algorithm):
     passes = {"fprop", "dgrad", "wgrad"} if tensors[0].numel() else set()
     names = {kernel.kernel for kernel in profile.kernels}
     assert all(any(f"{algorithm}_{one}" in name for name in names) for one in passes)
-    expected = with_gradients(sequence(kind, conv, pool), tensors)
+    assert_equal_to_the_sequence(results, kind, tensors, conv, pool)
+
+
+# ---------------------------------------------------------------- the matrix products
+
+
+GEMMS = ["tensor_core", "implicit_gemm"]
+GEMM_DTYPES = [
+    ("tensor_core", torch.float16),
+    ("tensor_core", torch.bfloat16),
+    ("tensor_core", torch.float32),
+    ("implicit_gemm", torch.float32),
+    ("implicit_gemm", torch.float64),
+]
+TILES = {
+    "narrow": ((1, 16, 10, 11), (24, 3, 3), dict(padding=1)),
+    "two_parts": ((1, 48, 6, 7), (40, 3, 3), dict(padding=1)),  # of 432
+}
+WINDOWS = {"squares": (2, 2), "lines": (1, 4), "columns": (4, 1)}
+
+
+def by_gemm(algorithm, function, tensors):
+    with cnnkernels.emulate_cuda(tf32=True), cnnkernels.algorithm(algorithm):
+        with cnnkernels.profile() as profile:
+            results = with_gradients(function, tensors)
+    return results, [kernel.kernel for kernel in profile.kernels]
+
+
+@pytest.mark.parametrize("kind", ["max", "avg"])
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize("tile", TILES)
+@pytest.mark.parametrize(("algorithm", "dtype"), GEMM_DTYPES, ids=str)
+def test_whole_windows_are_pooled_by_the_product(algorithm, dtype, tile, layout, kind):
+    shape, filters, conv = TILES[tile]
+    pool = dict(kernel_size=2)
+    tensors = operands((*TILES[tile], pool), dtype, "cpu", partial(integers, high=2))
+    tensors = [*map(LAYOUTS[layout], tensors[:2]), tensors[2]]
+    results, kernels = by_gemm(algorithm, fused(kind, conv, pool), tensors)
+    names = [kernel.partition("<")[0].removeprefix("conv2d_") for kernel in kernels]
+    passes = f"pool_{algorithm}_fprop", "pool_spread", f"{algorithm}_dgrad", f"{algorithm}_wgrad"
+    assert tuple(names[:4]) == passes
+    expected = with_gradients(sequence(kind, conv, pool, ours), tensors)
     for result, reference in zip(results, expected, strict=True):
-        torch.testing.assert_close(result, reference, rtol=1e-13, atol=1e-13)
+        assert result.stride() == reference.stride() or 1 in result.shape
+        torch.testing.assert_close(result, reference, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize(("algorithm", "dtype"), GEMM_DTYPES[:-1], ids=str)
+def test_the_large_tile_pools(algorithm, dtype, layout):
+    """Many groups are many blocks, which want it."""
+    conv, pool = dict(groups=192), dict(kernel_size=2)
+    problem = ((1, 192 * 8, 2, 5), (192 * 72, 1, 1), conv, pool)
+    tensors = operands(problem, dtype, "cpu", partial(integers, high=2))
+    tensors = [*map(LAYOUTS[layout], tensors[:2]), tensors[2]]
+    with cnnkernels.emulate_cuda(tf32=True), cnnkernels.algorithm(algorithm):
+        with cnnkernels.profile() as profile:
+            result = fused("max", conv, pool)(*tensors)
+    (kernel,) = profile.kernels
+    size = "true" if algorithm == "tensor_core" else "128, 128"
+    assert f", {size}, {str(layout == 'channels_last').lower()}>" in kernel.kernel
+    assert torch.equal(result, sequence("max", conv, pool, ours)(*tensors))
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("algorithm", GEMMS)
+def test_windows_of_four_of_any_shape(algorithm, window):
+    pool = dict(kernel_size=WINDOWS[window])
+    problem = ((2, 8, 9, 11), (16, 3, 3), dict(padding=1), pool)
+    tensors = operands(problem, torch.float16, "cpu", integers)
+    if algorithm == "implicit_gemm":
+        tensors = [t.float() for t in tensors]
+    results, kernels = by_gemm(algorithm, fused("max", *problem[2:]), tensors)
+    assert kernels[0].startswith(f"conv2d_pool_{algorithm}_fprop")
+    assert_equal_to_the_sequence(results, "max", tensors, *problem[2:])
+
+
+@pytest.mark.parametrize("pool", ["overlapping", "padded", "ceil", "gaps"])
+@pytest.mark.parametrize("algorithm", GEMMS)
+def test_other_windows_are_pooled_behind_the_product(algorithm, pool):
+    pool = PROBLEMS[pool][3]
+    problem = ((1, 8, 9, 11), (16, 3, 3), dict(padding=1), pool)
+    tensors = operands(problem, torch.float16, "cpu", integers)
+    if algorithm == "implicit_gemm":
+        tensors = [t.float() for t in tensors]
+    results, kernels = by_gemm(algorithm, fused("max", *problem[2:]), tensors)
+    assert kernels[0].startswith(f"conv2d_{algorithm}_fprop")
+    assert kernels[1].startswith("conv2d_pool_outputs")
+    assert_equal_to_the_sequence(results, "max", tensors, *problem[2:])
+
+
+def test_deep_convolutions_are_for_the_products():
+    x, w = torch.zeros(2, 32, 8, 8), torch.zeros(16, 32, 3, 3)
+
+    def chosen(**tf32):
+        with cnnkernels.emulate_cuda(**tf32):
+            candidates = cnnkernels.algorithms(
+                "conv2d_relu_max_pool2d", x, w, padding=1, pool_kernel_size=2
+            )
+        return [c.algorithm for c in candidates if "fprop" in c.runs]
+
+    assert chosen(tf32=True) == ["tensor_core"]
+    assert chosen() == ["implicit_gemm"]
+
+
+@pytest.mark.parametrize("channels", [8, 48])
+def test_the_products_store_pooled_outputs_codes_and_waiting_parts_alone(channels):
+    x, w = torch.randn(2, channels, 8, 8), torch.randn(40, channels, 3, 3)
+    with cnnkernels.profile() as profile, cnnkernels.algorithm("implicit_gemm"):
+        ours.conv2d_relu_max_pool2d(x, w.requires_grad_(), padding=1, pool_kernel_size=2)
+    (kernel,) = profile.kernels
+    outputs = 2 * 40 * 8 * 8
+    parts = 4 * outputs if channels * 9 > 384 else 0
+    assert kernel.global_store.bytes == outputs // 4 * (4 + 1) + parts
+
+
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize("algorithm", GEMMS)
+def test_nothing_is_out_of_bounds_or_raced_for_in_the_products(algorithm, layout):
+    problem = ((2, 48, 5, 7), (40, 3, 3), dict(padding=1), dict(kernel_size=2))
+    tensors = operands(problem, torch.float32, "cpu", partial(integers, high=2))
+    tensors = [*map(LAYOUTS[layout], tensors[:2]), tensors[2]]
+    with cnnkernels.emulate_cuda(check=True, tf32=True), cnnkernels.algorithm(algorithm):
+        checked = with_gradients(fused("max", *problem[2:]), tensors)
+    assert_equal_to_the_sequence(checked, "max", tensors, *problem[2:])
+
+
+# ---------------------------------------------------------------- all of them
 
 
 @pytest.mark.parametrize(("kind", "problem", "divisor"), CASES)

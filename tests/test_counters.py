@@ -8,7 +8,7 @@ import pytest
 from ptx import counters
 from ptx.counters import CASES, Launch, launches
 from ptx.gpu import PROBLEMS, Gpu
-from ptx.passes import CHANNELS_LAST, NCHW, random_conv2d, random_pools
+from ptx.passes import CHANNELS_LAST, NCHW, random_conv2d, random_conv2d_pool, random_pools
 
 from cnnkernels.profiling import GPUS
 
@@ -95,6 +95,23 @@ def test_each_algorithm_has_a_row(gpu):
             gpu.free()
     registered = {(op, algorithm) for op in PROBLEMS for algorithm in gpu.algorithms(op)}
     assert {taker for taker, times in takers.items() if times} == registered
+
+
+@pytest.mark.parametrize("layout", [NCHW, CHANNELS_LAST], ids=str)
+@pytest.mark.parametrize("algorithm", ["implicit_gemm", "tensor_core"])
+def test_the_pooled_product_is_the_plain_one_but_for_what_it_stores(gpu, algorithm, layout):
+    shape, filters, conv = (1, 32, 16, 16), (64, 3, 3), dict(padding=1)
+    pool = dict(kernel_size=2)
+    plain = random_conv2d(gpu, shape, filters, layout=layout, **conv)
+    pooled = random_conv2d_pool(gpu, "max", shape, filters, conv, pool, layout=layout)
+    (plain,) = launches_of(gpu, f"conv2d_{algorithm}_fprop", plain)
+    (pooled,) = launches_of(gpu, f"conv2d_pool_{algorithm}_fprop", pooled)
+    for kind in ("fma", "mma"):
+        assert pooled.warp_instructions(kind) == plain.warp_instructions(kind)
+    assert plain.counters["global_store_bytes"] == 64 * 16 * 16 * 4
+    assert pooled.counters["global_store_bytes"] == 64 * 8 * 8 * (4 + 1)
+    assert pooled.counters["global_load_bytes"] == plain.counters["global_load_bytes"]
+    assert pooled.counters["warp_instructions"] <= 1.05 * plain.counters["warp_instructions"]
 
 
 def test_the_table_is_printed(gpu, monkeypatch, capsys):

@@ -402,7 +402,7 @@ def emulated_conv2d_pool(kind, tensors, conv, pool):
 @pytest.mark.parametrize(
     ("kind", "case"),
     [("max", "mnist_first"), ("max", "overlapping"), ("max", "dilated"), ("max", "wide")]
-    + [("avg", "vgg"), ("avg", "padded"), ("avg", "five")],
+    + [("max", "two_parts"), ("avg", "vgg"), ("avg", "padded"), ("avg", "five"), ("avg", "packs")],
 )
 def test_conv2d_pool_is_the_emulators(gpu, kind, case, layout, dtype):
     problems = test_conv2d_pool.PROBLEMS | test_conv2d_pool.MAX_ONLY

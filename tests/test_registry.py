@@ -7,12 +7,13 @@ import cnnkernels
 
 CONV_PASSES = {"fprop", "dgrad", "wgrad", "bgrad"}
 POOL_PASSES = {"max_forward", "max_backward", "max_gather", "avg_forward", "avg_backward"}
+WINOGRAD = {name: {"fprop", "dgrad"} for name in ("winograd_4x4", "winograd")}
 VECTOR_PASSES = POOL_PASSES - {"max_gather"}
 
 REQUIRED = {
     "cpu": {
-        "conv2d": {"winograd": {"fprop", "dgrad"}, "implicit_gemm": CONV_PASSES},
-        "conv2d_relu_pool2d": {"winograd": {"fprop", "dgrad"}, "implicit_gemm": CONV_PASSES},
+        "conv2d": WINOGRAD | {"depthwise": CONV_PASSES - {"bgrad"}, "implicit_gemm": CONV_PASSES},
+        "conv2d_relu_pool2d": WINOGRAD | {"implicit_gemm": CONV_PASSES},
         "pool2d": {"direct": POOL_PASSES},
         "adaptive_pool2d": {"direct": POOL_PASSES},
     },
@@ -23,7 +24,12 @@ REQUIRED = {
             "implicit_gemm": CONV_PASSES - {"bgrad"},
             "direct": CONV_PASSES,
         },
-        "conv2d_relu_pool2d": {"tiled": CONV_PASSES - {"bgrad"}, "direct": CONV_PASSES},
+        "conv2d_relu_pool2d": {
+            "tiled": CONV_PASSES - {"bgrad"},
+            "tensor_core": CONV_PASSES - {"bgrad"},
+            "implicit_gemm": CONV_PASSES - {"bgrad"},
+            "direct": CONV_PASSES,
+        },
         "pool2d": {"vector": VECTOR_PASSES, "direct": POOL_PASSES},
         "adaptive_pool2d": {
             "block": {"avg_forward"},

@@ -1,9 +1,7 @@
 """What nvcc made of the kernels, as `make sass` reports it: registers, spills, hot loops."""
 
 import itertools
-import json
 import os
-import subprocess
 
 import pytest
 
@@ -12,27 +10,13 @@ from build_support import sass
 ARCHS = ["sm_80", "sm_90"]
 
 
-def gemm(name: str, gradient: str, tile: tuple[int, int], packs: bool) -> str:
-    """Part of the mangled name of an instance of the implicit GEMM in float32."""
-    operand = "" if name == "fprop" else f"NS0_{len(gradient)}{gradient}IfEE"
-    rows, columns = tile
-    return f"conv2d_implicit_gemm_{name}If{operand}Li{rows}ELi{columns}ELb{int(packs)}EE"
-
-
 @pytest.fixture(scope="module")
 def report() -> list[dict]:
     """A row a kernel and architecture."""
     try:
-        command = sass.command(
-            os.environ, "--json", "--kernel", "conv2d_(tiled|implicit_gemm|tensor_core)"
-        )
+        return sass.report(os.environ, "conv2d_(pool_)?(tiled|implicit_gemm|tensor_core)")
     except LookupError as reason:
         pytest.skip(str(reason))
-    result = subprocess.run(command, capture_output=True, text=True)
-    if result.returncode != 0 and "not found" in result.stderr:
-        pytest.skip(result.stderr.strip())
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout)
 
 
 @pytest.fixture(params=ARCHS)
@@ -45,7 +29,7 @@ def rows(request: pytest.FixtureRequest, report: list[dict]) -> list[dict]:
 
 
 # Here ptxas for sm_90 is 6 registers short, of the 128 that let two blocks run side by side.
-SPILLING = {"sm_90": {gemm("wgrad", "Masked", (128, 128), packs=False)}}
+SPILLING = {"sm_90": {sass.implicit_gemm("wgrad", "Masked", (128, 128), packs=False)}}
 
 
 def test_convolutions_stay_in_registers(rows):
@@ -80,7 +64,9 @@ GEMM_SHARES = {(128, 128): (0.85, 0.88), (64, 64): (0.79, 0.86), (128, 32): (0.7
 @pytest.mark.parametrize("tile", GEMM_SHARES, ids=str)
 @pytest.mark.parametrize("name", ["fprop", "dgrad", "wgrad"])
 def test_hot_loop_of_implicit_gemm(rows, name, tile, packs):
-    (row,) = (row for row in rows if gemm(name, "Plain", tile, packs) in row["mangled"])
+    (row,) = (
+        row for row in rows if sass.implicit_gemm(name, "Plain", tile, packs) in row["mangled"]
+    )
     assert row["hot"]["share"] >= GEMM_SHARES[tile][packs]
     # Two stages of 8 depths, of 64 sums a thread.
     assert row["hot"]["mix"]["fp32"] == {"FFMA": 2 * 8 * 64}
@@ -88,17 +74,6 @@ def test_hot_loop_of_implicit_gemm(rows, name, tile, packs):
     assert row["occupancy"]["warps"] >= 12
     if name != "wgrad" and not packs:
         assert row["regs"] <= 128
-
-
-MANGLED = {"tf32": "f", "float16": "6__half", "bfloat16": "13__nv_bfloat16"}
-
-
-def tensor_core(name: str, dtype: str, gradient: str, large: bool, packs: bool) -> str:
-    """Part of the mangled name of an instance on tensor cores."""
-    T = MANGLED[dtype]
-    again = T if T == "f" else "S2_"  # a name that was there before
-    operand = "" if name == "fprop" else f"NS0_{len(gradient)}{gradient}I{again}EE"
-    return f"conv2d_tensor_core_{name}I{T}Lb{int(large)}ELb{int(packs)}E{operand}E"
 
 
 # The share of mma in what the loop issues, at least: of the large tile, loaded by packs. Rounding
@@ -110,12 +85,12 @@ TENSOR_CORE_SHARES = {
 }
 
 
-@pytest.mark.parametrize("dtype", MANGLED)
+@pytest.mark.parametrize("dtype", sass.MANGLED)
 @pytest.mark.parametrize("name", TENSOR_CORE_SHARES)
 def test_hot_loop_of_tensor_core(rows, name, dtype):
     """VGG's conv3_2 in channels_last: a stage is 2 steps of 4 x 8 mma, of operands in 8 packs."""
     (row,) = (
-        row for row in rows if tensor_core(name, dtype, "Plain", True, True) in row["mangled"]
+        row for row in rows if sass.tensor_core(name, dtype, "Plain", True, True) in row["mangled"]
     )
     mix = row["hot"]["mix"]
     assert sum(mix["tensor"].values()) == 64
@@ -125,3 +100,48 @@ def test_hot_loop_of_tensor_core(rows, name, dtype):
     assert row["occupancy"]["warps"] >= 8
     assert sum(count for kind, count in mix["lds"].items() if "LDSM" in kind) <= 64 / 4
     assert "32" not in mix["lds"]
+
+
+def test_the_table_of_gates_has_every_instance(rows):
+    lines = sass.table(rows).splitlines()
+    assert len(lines) == 2 + len(sass.GATES)
+
+
+def row_of(gate: sass.Gate, **changes) -> dict:
+    """A report's row that all gates hold for."""
+    mix = {"lds": {"LDSM.128": 16}, "tensor": {"HMMA": 64}}
+    row = {
+        "mangled": gate.kernel,
+        "arch": "sm_80",
+        "regs": 128,
+        "stack": 0,
+        "stl_bytes": 0,
+        "ldl_bytes": 0,
+        "occupancy": {"warps": 8},
+        "hot": {"share": 0.9, "ceiling": 1.0, "mix": mix},
+    }
+    return row | changes
+
+
+def hot(share=0.9, ceiling=1.0, **lds) -> dict:
+    return dict(share=share, ceiling=ceiling, mix={"lds": lds, "tensor": {"HMMA": 64}})
+
+
+@pytest.mark.parametrize(
+    ("kernel", "changes", "missed"),
+    [
+        ("implicit_gemm fprop", {}, "hold"),
+        ("implicit_gemm fprop", dict(hot=hot(share=0.78)), "share"),
+        ("implicit_gemm fprop", dict(regs=129), "registers"),
+        ("implicit_gemm wgrad", dict(regs=129), "hold"),
+        ("implicit_gemm wgrad", dict(stl_bytes=4, stack=8), "stack, spills"),
+        ("tensor_core tf32 dgrad", dict(hot=hot(ceiling=0.97)), "ceiling"),
+        ("tensor_core tf32 dgrad", dict(hot=hot(LDSM=17)), "LDSM/mma"),
+        ("tensor_core float16 wgrad", dict(hot=hot(LDSM=17, **{"32": 1})), "32-bit loads"),
+        ("tensor_core float16 wgrad", dict(occupancy=dict(warps=4)), "warps"),
+    ],
+)
+def test_gates_can_be_missed(kernel, changes, missed):
+    gate = next(gate for gate in sass.GATES if gate.name == kernel)
+    (line,) = sass.table([row_of(gate, **changes)]).splitlines()[2:]
+    assert line.endswith(f"| {missed} |")

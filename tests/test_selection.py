@@ -168,7 +168,7 @@ def test_unknown_names_are_refused(kernels):
         with cnnkernels.algorithm("fastest"):
             pass
     with pytest.raises(
-        RuntimeError, match=r"kernels are \[emulated\]:\[algorithm\]\[:tf32\], not "
+        RuntimeError, match=r"kernels are \[emulated\]:\[algorithm\]\[:tf32\]\[:fast\], not "
     ):
         torch.ops.cnnkernels.adaptive_avg_pool2d(X, 2, 2, kernels)
 

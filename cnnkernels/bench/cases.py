@@ -47,6 +47,7 @@ class ModelCase:
     model: str
     batch: int
     passes: tuple[str, ...] = ("inference", "step")
+    fast_math: bool = False  # of ours
 
 
 # VGG-16's convolutions: which they are, C, K, and the image's size; and those before a pool.
@@ -173,4 +174,8 @@ MODELS = [
     ModelCase("convnet", "convnet", 128),
     ModelCase("vgg-16, batch 1", "vgg16", 1, ("inference",)),
     ModelCase("vgg-16, batch 4", "vgg16", 4),
+    *(
+        ModelCase(f"vgg-16 fast_math, batch {N}", "vgg16", N, ("inference",), fast_math=True)
+        for N in (1, 4)
+    ),
 ]

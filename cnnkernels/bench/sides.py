@@ -197,7 +197,13 @@ def _model_inference(case: ModelCase, side: str, device: torch.device) -> Call:
     model, images = _model_side(case, side, device)
     model.eval()
     forward = torch.compile(model, dynamic=False) if side == "compile" else model
-    return _inference(lambda: (forward(images),))
+    allowed = side == "ours" and case.fast_math
+
+    def run() -> Sequence[Tensor]:
+        with cnnkernels.fast_math(winograd=allowed):
+            return (forward(images),)
+
+    return _inference(run)
 
 
 def _model_step(case: ModelCase, side: str, device: torch.device) -> Call:

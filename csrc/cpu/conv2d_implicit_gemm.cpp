@@ -8,7 +8,7 @@ namespace cnnkernels::cpu::CNNKERNELS_ISA {
 namespace {
 
 void fprop(const Conv2dProblem& problem, Dtype dtype, const void* input, const void* weight,
-           Epilogue epilogue, void* output, Stream) {
+           Epilogue epilogue, void* output, void*, Stream) {
   if (problem.N == 0) return;
   dispatch(dtype, [&](auto type) {
     using T = decltype(type);
@@ -18,7 +18,7 @@ void fprop(const Conv2dProblem& problem, Dtype dtype, const void* input, const v
 }
 
 void fprop(const Conv2dPoolProblem& problem, Dtype dtype, const void* input, const void* weight,
-           Epilogue epilogue, void* output, void* code, Stream) {
+           Epilogue epilogue, void* output, void* code, void*, Stream) {
   if (problem.conv.N == 0) return;
   dispatch(dtype, [&](auto type) {
     using T = decltype(type);
@@ -43,7 +43,7 @@ void dgrad(const Conv2dProblem& problem, const Reader& gradient, const void* wei
 }
 
 void dgrad(const Conv2dProblem& problem, Dtype dtype, const void* grad_output,
-           const void* relu_output, const void* weight, void* grad_input, Stream) {
+           const void* relu_output, const void* weight, void* grad_input, void*, Stream) {
   dispatch(dtype, [&](auto type) {
     using T = decltype(type);
     dgrad<T>(problem, gradient_of<T>(problem, grad_output, relu_output), weight, grad_input);
@@ -51,7 +51,7 @@ void dgrad(const Conv2dProblem& problem, Dtype dtype, const void* grad_output,
 }
 
 void dgrad(const Conv2dPoolProblem& problem, Dtype dtype, const void* grad_output, const void* code,
-           const void* weight, void* grad_input, Stream) {
+           const void* weight, void* grad_input, void*, Stream) {
   dispatch(dtype, [&](auto type) {
     using T = decltype(type);
     dgrad<T>(problem.conv, PooledReader<T>(problem, grad_output, code), weight, grad_input);

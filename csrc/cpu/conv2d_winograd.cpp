@@ -1,25 +1,28 @@
-// Winograd's minimal filtering F(2x2, 3x3) (Lavin and Gray, "Fast Algorithms for Convolutional
-// Neural Networks", 2015): 3x3 filters with stride 1, fprop and dgrad, alone and with ReLU and
-// pool.
+// Winograd's minimal filtering F(m x m, 3x3) (Lavin and Gray, "Fast Algorithms for Convolutional
+// Neural Networks", 2015), of 2x2 and of 4x4 outputs: 3x3 filters with stride 1, fprop and dgrad,
+// alone and with ReLU and pool.
 //
-//   output of 2x2 = A^T [ (G weight G^T) * (B^T input of 4x4 B) ] A,   * element by element
+//   output of m x m = A^T [ (G weight G^T) * (B^T input of (m+2) x (m+2) B) ] A,
 //
-// so that a sum over channels is 16 products of matrices, one for each element of the 4x4:
+// * element by element, so that a sum over channels is (m+2)^2 products of matrices, one for each
+// element of the square:
 //
-//     tile of the source          V[16][patch][channel]      M[16][patch][filter]
-//     with halo, channels   --->  patches of 4x4, each  ---> V * U, summed over     --->  sums
-//     innermost (packed)          2 from its neighbours      blocks of channels [pixel][filter]
+//     tile of the source          V[product][patch][channel]   M[product][patch][filter]
+//     with halo, channels   --->  patches of 4x4, each    ---> V * U, summed over      --->  sums
+//     innermost (packed)          2 from its neighbours        blocks of channels [pixel][filter]
 //
-// U[16][panel][channel][filter], the transformed weights, is made once a call. The products run by
-// the micro-kernel (microkernel.h); sums leave as those of implicit_gemm do, a pool's windows
-// included.
+// U[product][panel][channel][filter], the transformed weights, is made once a call. The products
+// run by the micro-kernel (microkernel.h); sums leave as those of implicit_gemm do, a pool's
+// windows included.
 //
-// Cost: 2 * N*P*Q*K*C * 4 FLOP instead of 9, a bound 2.25 times as high; beside them 32 additions a
-// patch and channel for each range of filters, 24 a patch and filter, and U's 16 * K * C * 4 bytes
+// Cost: 2 * N*P*Q*K*C * 4 FLOP instead of 9, a bound 2.25 times as high, or 2.25 instead of 9, 4
+// times as high. Beside them, for 2x2, 32 additions a patch and channel for each range of filters,
+// 24 a patch and filter; for 4x4 some 4 times as many, for 4 times as many outputs; and U's bytes
 // written and read, which few patches do not pay back.
 //
-// Error: the transforms add some 3 times what the direct sum rounds, at most (docs/performance.md);
-// a NaN or infinity spreads over the patch that reads it.
+// Error: the transforms of 2x2 add some 3 times what the direct sum rounds, at most, those of 4x4
+// some 10 times (docs/performance.md), so that they run under fast_math alone; a NaN or infinity
+// spreads over the patch that reads it.
 #include "implicit_gemm.h"
 #include "isa.h"
 #include "pooled.h"
@@ -27,37 +30,80 @@
 namespace cnnkernels::cpu::CNNKERNELS_ISA {
 namespace {
 
-constexpr int kIn = 4, kOut = 2, kTaps = 3, kProducts = kIn * kIn;
-// Channels of a block, so that V stays in the level 2 cache.
-constexpr int kBlockChannels = 64;
+constexpr int kTaps = 3;
 // Below these a transform costs more than it saves.
 constexpr int kFewestChannels = 32, kFewestPatches = 128, kWidest = 512;
+// Each tile reads U: beyond this it comes from memory, and 4x4's takes longer than its products.
+constexpr int64_t kMostWeightBytes = 12 << 20;
 
-// to = B^T from, along one axis.
-template <class V>
-void transform_input(const V (&from)[kIn], V (&to)[kIn]) {
-  to[0] = from[0] - from[2];
-  to[1] = from[1] + from[2];
-  to[2] = from[2] - from[1];
-  to[3] = from[1] - from[3];
-}
+// to = B^T from, G from and A^T from, along one axis; outputs of a tile, and channels of a block,
+// so that V and M stay near.
+struct Outputs2 {
+  static constexpr int kOut = 2, kIn = kOut + kTaps - 1;
+  static constexpr int kPixels = kTilePixels, kBlockChannels = 64;
 
-// G from.
-template <class V>
-void transform_filter(const V (&from)[kTaps], V (&to)[kIn]) {
-  const V ends = from[0] + from[2];
-  to[0] = from[0];
-  to[1] = (ends + from[1]) / 2;
-  to[2] = (ends - from[1]) / 2;
-  to[3] = from[2];
-}
+  template <class V>
+  static void input(const V (&from)[kIn], V (&to)[kIn]) {
+    to[0] = from[0] - from[2];
+    to[1] = from[1] + from[2];
+    to[2] = from[2] - from[1];
+    to[3] = from[1] - from[3];
+  }
+  template <class V>
+  static void filter(const V (&from)[kTaps], V (&to)[kIn]) {
+    const V ends = from[0] + from[2];
+    to[0] = from[0];
+    to[1] = (ends + from[1]) / 2;
+    to[2] = (ends - from[1]) / 2;
+    to[3] = from[2];
+  }
+  template <class V>
+  static void output(const V (&from)[kIn], V (&to)[kOut]) {
+    to[0] = from[0] + from[1] + from[2];
+    to[1] = from[1] - from[2] - from[3];
+  }
+};
 
-// A^T from.
-template <class V>
-void transform_output(const V (&from)[kIn], V (&to)[kOut]) {
-  to[0] = from[0] + from[1] + from[2];
-  to[1] = from[1] - from[2] - from[3];
-}
+// Of the points 0, 1, -1, 2, -2 and infinity.
+struct Outputs4 {
+  static constexpr int kOut = 4, kIn = kOut + kTaps - 1;
+  static constexpr int kPixels = 2 * kTilePixels, kBlockChannels = 64;
+
+  template <class V>
+  static void input(const V (&from)[kIn], V (&to)[kIn]) {
+    const V even = from[4] - 4 * from[2], odd = from[3] - 4 * from[1];
+    const V far = from[4] - from[2], wide = 2 * (from[3] - from[1]);
+    to[0] = 4 * from[0] - 5 * from[2] + from[4];
+    to[1] = even + odd;
+    to[2] = even - odd;
+    to[3] = far + wide;
+    to[4] = far - wide;
+    to[5] = 4 * from[1] - 5 * from[3] + from[5];
+  }
+  template <class V>
+  static void filter(const V (&from)[kTaps], V (&to)[kIn]) {
+    const V ends = (from[0] + from[2]) / -6, middle = from[1] / 6;
+    const V far = from[0] / 24 + from[2] / 6, wide = from[1] / 12;
+    to[0] = from[0] / 4;
+    to[1] = ends - middle;
+    to[2] = ends + middle;
+    to[3] = far + wide;
+    to[4] = far - wide;
+    to[5] = from[2];
+  }
+  template <class V>
+  static void output(const V (&from)[kIn], V (&to)[kOut]) {
+    const V near = from[1] + from[2], slope = from[1] - from[2];
+    const V far = from[3] + from[4], steep = from[3] - from[4];
+    to[0] = from[0] + near + far;
+    to[1] = slope + 2 * steep;
+    to[2] = near + 4 * far;
+    to[3] = slope + 8 * steep + from[5];
+  }
+};
+
+template <class F>
+constexpr int kProducts = F::kIn * F::kIn;
 
 // Both axes of a square: transform() takes kFrom values and makes kTo.
 template <int kFrom, int kTo, class V, class Transform>
@@ -78,7 +124,7 @@ void transform_square(const V (&from)[kFrom][kFrom], V (&to)[kTo][kTo],
 }
 
 // U, of which element [product] of a group begins at (group * kProducts + product) * padded * C.
-template <class T>
+template <class F, class T>
 void transform_weights(const Correlation<T>& problem, const Panels& panels, T* transformed) {
   constexpr int n = kLanes<T>, kChannels = 16;
   const FilterReader<T> filters(problem);
@@ -96,20 +142,19 @@ void transform_weights(const Correlation<T>& problem, const Panels& panels, T* t
       const int64_t pitch = panels.panels.size(panel) * n;
       const int64_t filter = vector * n, first = panels.panel_begin(panel);
       filters.pack(group, filter, panels.filled(filter), c, blocks.size(block), packed.data(), n);
-      T* to = transformed + group * kProducts * product + first * problem.channels + c * pitch +
+      T* to = transformed + group * kProducts<F> * product + first * problem.channels + c * pitch +
               filter - first;
       for (int64_t i = 0; i < blocks.size(block); ++i) {
-        Vector<T> taps[kTaps][kTaps], square[kIn][kIn];
+        Vector<T> taps[kTaps][kTaps], square[F::kIn][F::kIn];
         for (int r = 0; r < kTaps; ++r) {
           for (int s = 0; s < kTaps; ++s) {
             const int64_t tap = (flip_y ? kTaps - 1 - r : r) * kTaps + (flip_x ? kTaps - 1 - s : s);
             taps[r][s] = load(packed.data() + (i * kTaps * kTaps + tap) * n);
           }
         }
-        transform_square(taps, square,
-                         [](const auto& from, auto& out) { transform_filter(from, out); });
-        for (int k = 0; k < kProducts; ++k) {
-          store<T>(to + k * product + i * pitch, square[k / kIn][k % kIn]);
+        transform_square(taps, square, [](const auto& from, auto& out) { F::filter(from, out); });
+        for (int k = 0; k < kProducts<F>; ++k) {
+          store<T>(to + k * product + i * pitch, square[k / F::kIn][k % F::kIn]);
         }
       }
     }
@@ -117,7 +162,10 @@ void transform_weights(const Correlation<T>& problem, const Panels& panels, T* t
 }
 
 // The patches of a tile, and how V and M, of `width` numbers a patch, lie.
+template <class F>
 struct Patches {
+  static constexpr int kOut = F::kOut;
+
   int64_t images, rows, columns;
 
   explicit Patches(const Tile& tile)
@@ -142,11 +190,11 @@ struct Patches {
 };
 
 // V of `channels` channels, from a tile packed with channels innermost.
-template <class T>
-void transform_tile(const Layout& layout, const Patches& patches, int64_t channels, const T* packed,
-                    T* transformed) {
-  constexpr int n = kLanes<T>;
-  const int64_t product = Patches::product(patches.count(), layout.column);
+template <class F, class T>
+void transform_tile(const Layout& layout, const Patches<F>& patches, int64_t channels,
+                    const T* packed, T* transformed) {
+  constexpr int n = kLanes<T>, kIn = F::kIn;
+  const int64_t product = patches.product(patches.count(), layout.column);
   patches.for_all([&](int64_t patch, int64_t image, int64_t row, int64_t column) {
     const T* corner = packed + image * layout.image + row * layout.row + column * layout.column;
     T* to = transformed + patch * layout.column;
@@ -159,10 +207,9 @@ void transform_tile(const Layout& layout, const Patches& patches, int64_t channe
           pixels[y][x] = load(corner + y * layout.row + x * layout.column + c);
         }
       }
-      transform_square(pixels, square,
-                       [](const auto& from, auto& out) { transform_input(from, out); });
-#pragma GCC unroll 16
-      for (int k = 0; k < kProducts; ++k) {
+      transform_square(pixels, square, [](const auto& from, auto& out) { F::input(from, out); });
+#pragma GCC unroll 36
+      for (int k = 0; k < kProducts<F>; ++k) {
         store<T>(to + k * product + c, square[k / kIn][k % kIn]);
       }
     }
@@ -170,21 +217,20 @@ void transform_tile(const Layout& layout, const Patches& patches, int64_t channe
 }
 
 // sums[pixel][filter] of a tile from M, whose patches have `pitch` filters.
-template <class T>
-void transform_sums(const Tile& tile, const Patches& patches, int64_t pitch, const T* products,
+template <class F, class T>
+void transform_sums(const Tile& tile, const Patches<F>& patches, int64_t pitch, const T* products,
                     T* sums) {
-  constexpr int n = kLanes<T>;
-  const int64_t product = Patches::product(patches.count(), pitch);
+  constexpr int n = kLanes<T>, kIn = F::kIn, kOut = F::kOut;
+  const int64_t product = patches.product(patches.count(), pitch);
   patches.for_all([&](int64_t patch, int64_t image, int64_t row, int64_t column) {
     T* to = sums + ((image * tile.rows + row) * tile.columns + column) * pitch;
     for (int64_t f = 0; f < pitch; f += n) {
       Vector<T> square[kIn][kIn], outputs[kOut][kOut];
-#pragma GCC unroll 16
-      for (int k = 0; k < kProducts; ++k) {
+#pragma GCC unroll 36
+      for (int k = 0; k < kProducts<F>; ++k) {
         square[k / kIn][k % kIn] = load(products + k * product + patch * pitch + f);
       }
-      transform_square(square, outputs,
-                       [](const auto& from, auto& out) { transform_output(from, out); });
+      transform_square(square, outputs, [](const auto& from, auto& out) { F::output(from, out); });
       for (int y = 0; y < kOut && row + y < tile.rows; ++y) {
         for (int x = 0; x < kOut && column + x < tile.columns; ++x) {
           store<T>(to + (y * tile.columns + x) * pitch + f, outputs[y][x]);
@@ -194,24 +240,59 @@ void transform_sums(const Tile& tile, const Patches& patches, int64_t pitch, con
   });
 }
 
-template <class T, class Reader, class Writer>
+// Nothing is packed into what patches at a tile's end read beyond it: zeros stand there, since what
+// an earlier tile left would be rounded with.
+template <class F, class T>
+void clear_margin(const Layout& layout, const Tile& tile, const Patches<F>& patches, T* packed) {
+  const int64_t rows = tile.rows + kTaps - 1, all_rows = patches.rows * F::kOut + kTaps - 1;
+  const int64_t columns = (tile.columns + kTaps - 1) * layout.column;
+  const int64_t all_columns = (patches.columns * F::kOut + kTaps - 1) * layout.column;
+  for (int64_t n = 0; n < tile.images; ++n) {
+    for (int64_t y = 0; y < all_rows; ++y) {
+      T* row = packed + n * layout.image + y * layout.row;
+      for (int64_t i = y < rows ? columns : 0; i < all_columns; ++i) row[i] = 0;
+    }
+  }
+}
+
+// The tiling, of those with at most F::kPixels outputs a tile, with the fewest patches, and of
+// those the one with the fewest tiles. Of F::kOut rows at least, so that patches are whole.
+template <class F, class T, class Writer>
+Tiling tiling_of(const Correlation<T>& problem, const Writer& writer) {
+  const auto make = [&](int64_t rows) {
+    return writer.tiling(problem, rows * F::kOut * problem.x.outputs);
+  };
+  const auto patch_rows = [](const Tiling& tiling) {
+    int64_t sum = 0;
+    for (int64_t i = 0; i < tiling.rows.count; ++i)
+      sum += ceil_div(tiling.y.of(tiling.rows.size(i)), F::kOut);
+    return sum;
+  };
+  const int64_t most = greatest<int64_t>(1, F::kPixels / (F::kOut * problem.x.outputs));
+  Tiling best = make(most);
+  for (int64_t rows = most - 1; rows > 0; --rows) {
+    const Tiling other = make(rows);
+    if (patch_rows(other) < patch_rows(best)) best = other;
+  }
+  return best;
+}
+
+template <class F, class T, class Reader, class Writer>
 void correlate_by_patches(const Correlation<T>& problem, const Reader& reader,
                           const Writer& writer) {
   const Panels panels(static_cast<int>(problem.filters), kLanes<T>);
-  // Two rows at least, so that patches are whole.
-  const Tiling tiling =
-      writer.tiling(problem, greatest<int64_t>(kTilePixels, kOut * problem.x.outputs));
+  const Tiling tiling = tiling_of<F>(problem, writer);
   const int64_t product = panels.padded() * problem.channels;
-  Workspace<T> weights(problem.groups * kProducts * product);
-  transform_weights(problem, panels, weights.data());
+  Workspace<T> weights(problem.groups * kProducts<F> * product);
+  transform_weights<F>(problem, panels, weights.data());
 
-  const int64_t block = least<int64_t>(kBlockChannels, problem.channels);
+  const int64_t block = least<int64_t>(F::kBlockChannels, problem.channels);
   const Tile largest{0, tiling.images.largest(), 0, tiling.largest_rows(),
                      0, tiling.largest_columns()};
-  const int64_t most = Patches(largest).count();
-  // Patches at a tile's end may read one row or column more than its outputs do.
+  const int64_t most = Patches<F>(largest).count();
+  // Patches at a tile's end may read rows and columns beyond those of its outputs.
   const Layout layout =
-      Layout::make(problem.y, problem.x, tiling, block, true, kLanes<T>, sizeof(T), 1);
+      Layout::make(problem.y, problem.x, tiling, block, true, kLanes<T>, sizeof(T), F::kOut - 1);
   Workspace<int32_t> channels(block);
   for (int32_t c = 0; c < block; ++c) channels[c] = c;
 
@@ -219,15 +300,15 @@ void correlate_by_patches(const Correlation<T>& problem, const Reader& reader,
   parallel_for(problem.groups * items, 1, [&](int64_t begin, int64_t end) {
     Workspace<T> packed(layout.elements(tiling));
     for (int64_t i = 0; i < layout.elements(tiling); ++i) packed[i] = 0;
-    Workspace<T> transformed(kProducts * Patches::product(most, layout.column));
-    Workspace<T> products(kProducts * Patches::product(most, panels.largest_range()));
+    Workspace<T> transformed(kProducts<F> * Patches<F>::product(most, layout.column));
+    Workspace<T> products(kProducts<F> * Patches<F>::product(most, panels.largest_range()));
     Workspace<T> sums(tiling.largest() * panels.largest_range());
     Workspace<int32_t> places(most);
     for (int64_t item = begin; item < end; ++item) {
       const int64_t group = item / items, range = item % items / tiling.count();
       const int64_t index = item % tiling.count();
       const Tile tile = tiling.outputs(index);
-      const Patches patches(tile);
+      const Patches<F> patches(tile);
       const int64_t pitch = panels.range_padded(range);
       for (int64_t i = 0; i < patches.count(); ++i) {
         places[i] = static_cast<int32_t>(i * layout.column);
@@ -235,17 +316,18 @@ void correlate_by_patches(const Correlation<T>& problem, const Reader& reader,
       for (int64_t c = 0; c < problem.channels; c += layout.channels) {
         const int64_t count = least(layout.channels, problem.channels - c);
         reader.pack(layout, tile, group * problem.channels + c, count, packed.data());
+        clear_margin(layout, tile, patches, packed.data());
         transform_tile(layout, patches, count, packed.data(), transformed.data());
-        for (int k = 0; k < kProducts; ++k) {
+        for (int k = 0; k < kProducts<F>; ++k) {
           for (int64_t i = 0; i < panels.ranges.size(range); ++i) {
             const int64_t panel = panels.ranges.begin(range) + i;
             const int64_t vectors = panels.panels.size(panel), first = panels.panel_begin(panel);
             multiply(vectors,
-                     transformed.data() + k * Patches::product(patches.count(), layout.column),
+                     transformed.data() + k * Patches<F>::product(patches.count(), layout.column),
                      places.data(), patches.count(), channels.data(), count,
-                     weights.data() + (group * kProducts + k) * product + first * problem.channels +
-                         c * vectors * panels.lanes,
-                     products.data() + k * Patches::product(patches.count(), pitch) + first -
+                     weights.data() + (group * kProducts<F> + k) * product +
+                         first * problem.channels + c * vectors * panels.lanes,
+                     products.data() + k * Patches<F>::product(patches.count(), pitch) + first -
                          panels.range_begin(range),
                      pitch, c > 0);
           }
@@ -257,34 +339,40 @@ void correlate_by_patches(const Correlation<T>& problem, const Reader& reader,
   });
 }
 
+template <class F>
 void fprop(const Conv2dProblem& problem, Dtype, const void* input, const void* weight,
-           Epilogue epilogue, void* output, Stream) {
-  correlate_by_patches(fprop_of<float>(problem, weight), input_of<float>(problem, input),
-                       TensorWriter<float>{static_cast<float*>(output), problem.output, epilogue});
+           Epilogue epilogue, void* output, void*, Stream) {
+  correlate_by_patches<F>(
+      fprop_of<float>(problem, weight), input_of<float>(problem, input),
+      TensorWriter<float>{static_cast<float*>(output), problem.output, epilogue});
 }
 
+template <class F>
 void fprop(const Conv2dPoolProblem& problem, Dtype, const void* input, const void* weight,
-           Epilogue epilogue, void* output, void* code, Stream) {
-  correlate_by_patches(fprop_of<float>(problem.conv, weight), input_of<float>(problem.conv, input),
-                       PoolWriter<float>(problem, epilogue, output, code));
+           Epilogue epilogue, void* output, void* code, void*, Stream) {
+  correlate_by_patches<F>(fprop_of<float>(problem.conv, weight),
+                          input_of<float>(problem.conv, input),
+                          PoolWriter<float>(problem, epilogue, output, code));
 }
 
 TensorWriter<float> grad_input_of(const Conv2dProblem& problem, void* grad_input) {
   return {static_cast<float*>(grad_input), problem.input, {nullptr, 0, false}};
 }
 
+template <class F>
 void dgrad(const Conv2dProblem& problem, Dtype, const void* grad_output, const void* relu_output,
-           const void* weight, void* grad_input, Stream) {
-  correlate_by_patches(dgrad_of<float>(problem, weight, 0, 0),
-                       gradient_of<float>(problem, grad_output, relu_output),
-                       grad_input_of(problem, grad_input));
+           const void* weight, void* grad_input, void*, Stream) {
+  correlate_by_patches<F>(dgrad_of<float>(problem, weight, 0, 0),
+                          gradient_of<float>(problem, grad_output, relu_output),
+                          grad_input_of(problem, grad_input));
 }
 
+template <class F>
 void dgrad(const Conv2dPoolProblem& problem, Dtype, const void* grad_output, const void* code,
-           const void* weight, void* grad_input, Stream) {
-  correlate_by_patches(dgrad_of<float>(problem.conv, weight, 0, 0),
-                       PooledReader<float>(problem, grad_output, code),
-                       grad_input_of(problem.conv, grad_input));
+           const void* weight, void* grad_input, void*, Stream) {
+  correlate_by_patches<F>(dgrad_of<float>(problem.conv, weight, 0, 0),
+                          PooledReader<float>(problem, grad_output, code),
+                          grad_input_of(problem.conv, grad_input));
 }
 
 const char* unsupported(const Conv2dProblem& problem, Dtype dtype) {
@@ -295,34 +383,60 @@ const char* unsupported(const Conv2dProblem& problem, Dtype dtype) {
   return problem.N == 0 || problem.C == 0 ? "an empty input" : nullptr;
 }
 
+// Of F(m x m, 3x3).
+template <class F>
+int64_t patches_of(const Conv2dProblem& problem) {
+  return static_cast<int64_t>(problem.N) * ceil_div(problem.P, F::kOut) *
+         ceil_div(problem.Q, F::kOut);
+}
+
+template <class F>
 const char* unsuited(const Conv2dProblem& problem, Dtype) {
-  const int64_t patches =
-      static_cast<int64_t>(problem.N) * ceil_div(problem.P, kOut) * ceil_div(problem.Q, kOut);
+  if (F::kOut > Outputs2::kOut) {
+    if (!problem.fast_math) return "rounds more than the sums do, without fast_math";
+    const int64_t products = kProducts<F> * patches_of<F>(problem);
+    if (products * 5 / 4 > kProducts<Outputs2> * patches_of<Outputs2>(problem))
+      return "sizes that leave patches half empty";
+    const int64_t weights =
+        static_cast<int64_t>(problem.group_filters()) * problem.group_channels() * kProducts<F>;
+    if (weights * static_cast<int64_t>(sizeof(float)) > kMostWeightBytes)
+      return "transformed weights that leave the cache";
+  }
   if (least(problem.group_channels(), problem.group_filters()) < kFewestChannels) {
     return "few channels or filters, whose transforms cost more than they save";
   }
-  if (patches < kFewestPatches) return "few pixels, which do not pay for transforming the weight";
+  if (patches_of<Outputs2>(problem) < kFewestPatches) {
+    return "few pixels, which do not pay for transforming the weight";
+  }
   return greatest(problem.Q, problem.W) > kWidest ? "rows too long for the cache" : nullptr;
+}
+
+template <class F>
+Conv2dAlgorithm conv2d(const char* name) {
+  return {name, unsupported, fprop<F>, dgrad<F>, nullptr, nullptr, unsuited<F>};
+}
+
+template <class F>
+Conv2dPoolAlgorithm conv2d_pool(const char* name) {
+  return {name,
+          [](const Conv2dPoolProblem& problem, Dtype dtype) {
+            const char* reason = unsupported(problem.conv, dtype);
+            return reason != nullptr ? reason : unfit_for_codes(problem, dtype);
+          },
+          fprop<F>,
+          dgrad<F>,
+          nullptr,
+          nullptr,
+          [](const Conv2dPoolProblem& problem, Dtype dtype) {
+            return unsuited<F>(problem.conv, dtype);
+          }};
 }
 
 }  // namespace
 
-Conv2dAlgorithm conv2d_winograd() {
-  return {"winograd", unsupported, fprop, dgrad, nullptr, nullptr, unsuited};
-}
-
-Conv2dPoolAlgorithm conv2d_pool_winograd() {
-  return {
-      "winograd",
-      [](const Conv2dPoolProblem& problem, Dtype dtype) {
-        const char* reason = unsupported(problem.conv, dtype);
-        return reason != nullptr ? reason : unfit_for_codes(problem, dtype);
-      },
-      fprop,
-      dgrad,
-      nullptr,
-      nullptr,
-      [](const Conv2dPoolProblem& problem, Dtype dtype) { return unsuited(problem.conv, dtype); }};
-}
+Conv2dAlgorithm conv2d_winograd() { return conv2d<Outputs2>("winograd"); }
+Conv2dAlgorithm conv2d_winograd_4x4() { return conv2d<Outputs4>("winograd_4x4"); }
+Conv2dPoolAlgorithm conv2d_pool_winograd() { return conv2d_pool<Outputs2>("winograd"); }
+Conv2dPoolAlgorithm conv2d_pool_winograd_4x4() { return conv2d_pool<Outputs4>("winograd_4x4"); }
 
 }  // namespace cnnkernels::cpu::CNNKERNELS_ISA

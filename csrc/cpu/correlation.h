@@ -211,15 +211,24 @@ struct Layout {
   }
 };
 
+// What a slot's lines have in common: the source position of their first place, and which places
+// lie within the source.
+struct LinePlaces {
+  int64_t places, first, begin, end;
+
+  LinePlaces(const Axis& x, const Tile& tile, int slot)
+      : places(x.extent(tile.columns)),
+        first(x.source(tile.x, slot, 0)),
+        begin(clamp<int64_t>(ceil_div(-first, x.step), 0, places)),
+        end(clamp<int64_t>(ceil_div(x.sources - first, x.step), begin, places)) {}
+};
+
 // One line of a slot: `count` channels of each place, or each place of one channel.
 template <class T>
-void pack_line(const Layout& layout, const Tile& tile, int slot, const Source<T>& line,
+void pack_line(const Layout& layout, const LinePlaces& on_line, const Source<T>& line,
                int64_t count, Sum<T>* to) {
   const Axis& x = layout.x;
-  const int64_t places = x.extent(tile.columns);
-  const int64_t first = x.source(tile.x, slot, 0);
-  const int64_t begin = clamp<int64_t>(ceil_div(-first, x.step), 0, places);
-  const int64_t end = clamp<int64_t>(ceil_div(x.sources - first, x.step), begin, places);
+  const auto [places, first, begin, end] = on_line;
   const auto zero = [&](int64_t from, int64_t until) {
     for (int64_t i = from * layout.column; i < until * layout.column; ++i) to[i] = 0;
   };
@@ -257,17 +266,18 @@ void pack_tile(const Layout& layout, const Tile& tile, const Source<T>& source, 
   const int64_t lines = layout.channels_last ? 1 : count;
   const int64_t places = layout.y.extent(tile.rows);
   const int64_t width = layout.x.extent(tile.columns) * layout.column;
-  for (int64_t n = 0; n < tile.images; ++n) {
-    for (int64_t c = 0; c < lines; ++c) {
-      for (int slot_y = 0; slot_y < layout.y.slots(); ++slot_y) {
-        for (int64_t place = 0; place < places; ++place) {
-          const int64_t h = layout.y.source(tile.y, slot_y, place);
-          const bool inside = h >= 0 && h < layout.y.sources;
-          for (int slot_x = 0; slot_x < layout.x.slots(); ++slot_x) {
-            Sum<T>* to = packed + n * layout.image + c * layout.channel + slot_y * layout.slot_y +
-                         slot_x * layout.slot_x + place * layout.row;
-            if (inside) {
-              pack_line(layout, tile, slot_x, source.at(tile.n + n, c, h, 0), count, to);
+  for (int slot_x = 0; slot_x < layout.x.slots(); ++slot_x) {
+    const LinePlaces on_line(layout.x, tile, slot_x);
+    for (int slot_y = 0; slot_y < layout.y.slots(); ++slot_y) {
+      const int64_t first = layout.y.source(tile.y, slot_y, 0);
+      for (int64_t n = 0; n < tile.images; ++n) {
+        for (int64_t c = 0; c < lines; ++c) {
+          Sum<T>* to = packed + n * layout.image + c * layout.channel + slot_y * layout.slot_y +
+                       slot_x * layout.slot_x;
+          for (int64_t place = 0; place < places; ++place, to += layout.row) {
+            const int64_t h = first + place * layout.y.step;
+            if (h >= 0 && h < layout.y.sources) {
+              pack_line(layout, on_line, source.at(tile.n + n, c, h, 0), count, to);
             } else {
               for (int64_t i = 0; i < width; ++i) to[i] = 0;
             }

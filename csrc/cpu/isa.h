@@ -13,6 +13,9 @@ namespace cnnkernels::cpu {
 const char* isa();
 
 namespace portable {
+Conv2dAlgorithm conv2d_depthwise();
+Conv2dAlgorithm conv2d_winograd_4x4();
+Conv2dPoolAlgorithm conv2d_pool_winograd_4x4();
 Conv2dAlgorithm conv2d_winograd();
 Conv2dPoolAlgorithm conv2d_pool_winograd();
 Conv2dAlgorithm conv2d_implicit_gemm();
@@ -22,6 +25,9 @@ AdaptivePool2dAlgorithm adaptive_pool2d_direct();
 }  // namespace portable
 
 namespace avx2 {
+Conv2dAlgorithm conv2d_depthwise();
+Conv2dAlgorithm conv2d_winograd_4x4();
+Conv2dPoolAlgorithm conv2d_pool_winograd_4x4();
 Conv2dAlgorithm conv2d_winograd();
 Conv2dPoolAlgorithm conv2d_pool_winograd();
 Conv2dAlgorithm conv2d_implicit_gemm();
@@ -31,6 +37,9 @@ AdaptivePool2dAlgorithm adaptive_pool2d_direct();
 }  // namespace avx2
 
 namespace avx512 {
+Conv2dAlgorithm conv2d_depthwise();
+Conv2dAlgorithm conv2d_winograd_4x4();
+Conv2dPoolAlgorithm conv2d_pool_winograd_4x4();
 Conv2dAlgorithm conv2d_winograd();
 Conv2dPoolAlgorithm conv2d_pool_winograd();
 Conv2dAlgorithm conv2d_implicit_gemm();

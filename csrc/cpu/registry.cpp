@@ -12,6 +12,9 @@ namespace {
 struct Variant {
   const char* name;
   bool (*supported)();
+  Conv2dAlgorithm (*conv2d_depthwise)();
+  Conv2dAlgorithm (*conv2d_winograd_4x4)();
+  Conv2dPoolAlgorithm (*conv2d_pool_winograd_4x4)();
   Conv2dAlgorithm (*conv2d_winograd)();
   Conv2dPoolAlgorithm (*conv2d_pool_winograd)();
   Conv2dAlgorithm (*conv2d_implicit_gemm)();
@@ -29,6 +32,7 @@ const Variant kVariants[] = {
               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
               __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
      },
+     avx512::conv2d_depthwise, avx512::conv2d_winograd_4x4, avx512::conv2d_pool_winograd_4x4,
      avx512::conv2d_winograd, avx512::conv2d_pool_winograd, avx512::conv2d_implicit_gemm,
      avx512::conv2d_pool_implicit_gemm, avx512::pool2d_direct, avx512::adaptive_pool2d_direct},
     {"avx2",
@@ -36,10 +40,12 @@ const Variant kVariants[] = {
        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
               __builtin_cpu_supports("f16c");
      },
+     avx2::conv2d_depthwise, avx2::conv2d_winograd_4x4, avx2::conv2d_pool_winograd_4x4,
      avx2::conv2d_winograd, avx2::conv2d_pool_winograd, avx2::conv2d_implicit_gemm,
      avx2::conv2d_pool_implicit_gemm, avx2::pool2d_direct, avx2::adaptive_pool2d_direct},
 #endif
-    {"portable", [] { return true; }, portable::conv2d_winograd, portable::conv2d_pool_winograd,
+    {"portable", [] { return true; }, portable::conv2d_depthwise, portable::conv2d_winograd_4x4,
+     portable::conv2d_pool_winograd_4x4, portable::conv2d_winograd, portable::conv2d_pool_winograd,
      portable::conv2d_implicit_gemm, portable::conv2d_pool_implicit_gemm, portable::pool2d_direct,
      portable::adaptive_pool2d_direct},
 };
@@ -72,11 +78,13 @@ const Variant& variant() {
 const char* isa() { return variant().name; }
 
 std::vector<Conv2dAlgorithm> conv2d_algorithms() {
-  return {variant().conv2d_winograd(), variant().conv2d_implicit_gemm()};
+  return {variant().conv2d_depthwise(), variant().conv2d_winograd_4x4(),
+          variant().conv2d_winograd(), variant().conv2d_implicit_gemm()};
 }
 
 std::vector<Conv2dPoolAlgorithm> conv2d_pool_algorithms() {
-  return {variant().conv2d_pool_winograd(), variant().conv2d_pool_implicit_gemm()};
+  return {variant().conv2d_pool_winograd_4x4(), variant().conv2d_pool_winograd(),
+          variant().conv2d_pool_implicit_gemm()};
 }
 
 std::vector<Pool2dAlgorithm> pool2d_algorithms() { return {variant().pool2d_direct()}; }

@@ -42,7 +42,7 @@ void launch_bgrad(const Conv2dProblem& problem, const Gradient& grad_output, voi
 // ---- conv, conv + ReLU ----
 
 void fprop(const Conv2dProblem& problem, Dtype dtype, const void* input, const void* weight,
-           Epilogue epilogue, void* output, Stream stream) {
+           Epilogue epilogue, void* output, void*, Stream stream) {
   const int64_t outputs = static_cast<int64_t>(problem.N) * problem.K * problem.P * problem.Q;
   with_dtype(dtype, [&](auto zero) {
     using T = decltype(zero);
@@ -53,7 +53,7 @@ void fprop(const Conv2dProblem& problem, Dtype dtype, const void* input, const v
 }
 
 void dgrad(const Conv2dProblem& problem, Dtype dtype, const void* grad_output,
-           const void* relu_output, const void* weight, void* grad_input, Stream stream) {
+           const void* relu_output, const void* weight, void* grad_input, void*, Stream stream) {
   with_dtype(dtype, [&](auto zero) {
     using T = decltype(zero);
     launch_dgrad<T>(problem, grad_output_of<T>(grad_output, relu_output), weight, grad_input,
@@ -81,7 +81,8 @@ void bgrad(const Conv2dProblem& problem, Dtype dtype, const void* grad_output,
 // ---- conv + ReLU + pool ----
 
 void pool_fprop(const Conv2dPoolProblem& problem, Dtype dtype, const void* input,
-                const void* weight, Epilogue epilogue, void* output, void* code, Stream stream) {
+                const void* weight, Epilogue epilogue, void* output, void* code, void*,
+                Stream stream) {
   const Pool2dProblem& pool = problem.pool;
   const int64_t outputs = static_cast<int64_t>(pool.N) * pool.C * pool.P * pool.Q;
   with_window(problem, dtype, [&](auto zero, auto window) {
@@ -94,7 +95,7 @@ void pool_fprop(const Conv2dPoolProblem& problem, Dtype dtype, const void* input
 }
 
 void pool_dgrad(const Conv2dPoolProblem& problem, Dtype dtype, const void* grad_output,
-                const void* code, const void* weight, void* grad_input, Stream stream) {
+                const void* code, const void* weight, void* grad_input, void*, Stream stream) {
   with_dtype(dtype, [&](auto zero) {
     using T = decltype(zero);
     launch_dgrad<T>(problem.conv, pooled_grad_of<T>(problem, grad_output, code), weight, grad_input,

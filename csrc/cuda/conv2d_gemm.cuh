@@ -180,8 +180,9 @@ struct PixelGemm {
     return {line / h.results, line % h.results, row % w.results};
   }
 
-  __device__ Place row(int index) const {
-    const auto [n, i, j] = pixel(index);
+  __device__ Place row(int index) const { return place(pixel(index)); }
+  __device__ Place place(const Pixel& at) const {
+    const auto [n, i, j] = at;
     return {first_source + source.at(n, 0, h.start(i), w.start(j)),
             first_mask + mask.at(n, 0, h.start(i), w.start(j)),
             h.closed(i) | w.closed(j) << kMostGatherTaps};

@@ -92,6 +92,13 @@ inline bool groups_have_packs(const Conv2dProblem& problem, int pack) {
 }
 
 // A gradient, what masks it, and the groups.
+// What fprop loads.
+inline bool fprop_has_packs(const Conv2dProblem& problem, const void* input, const void* weight,
+                            int pack) {
+  return input_has_packs(problem, input, pack) && weight_has_packs(problem, weight, pack) &&
+         problem.group_channels() % pack == 0;
+}
+
 inline bool gradient_has_packs(const Conv2dProblem& problem, const void* grad_output,
                                const void* relu_output, int pack) {
   return output_has_packs(problem, grad_output, pack) && groups_have_packs(problem, pack) &&

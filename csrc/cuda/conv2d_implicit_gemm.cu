@@ -1,5 +1,3 @@
-#include <type_traits>
-
 #include "../registry.h"
 #include "conv2d_gemm_launch.cuh"
 #include "conv2d_implicit_gemm.cuh"
@@ -7,44 +5,10 @@
 namespace cnnkernels::CNN_TARGET {
 namespace {
 
-// ---- which tile ----
-
-template <int kRows_, int kColumns_>
-struct TileSize {
-  static constexpr int kRows = kRows_, kColumns = kColumns_;
-};
-
-// Calls body(T(), TileSize()): these are all the tiles that kernels are compiled for, in float32
-// each of them with and without packs, and for the gradients with and without a ReLU's mask. The
-// largest loads least for a multiply-add; few columns want a narrow one, small problems many small
-// ones.
-template <class Body>
-void with_tile(Dtype dtype, const GemmSize& size, const Body& body) {
-  if (dtype == Dtype::float64) return body(double(), TileSize<64, 64>());
-  if (size.columns <= 32) return body(float(), TileSize<128, 32>());
-  using Large = TileSize<128, 128>;
-  if (size.columns > 64 && tiles<Large>(size) * size.batch >= kManyBlocks)
-    return body(float(), Large());
-  body(float(), TileSize<64, 64>());
-}
-
-// Calls body(std::bool_constant); a pack of doubles would be another kernel.
-template <class T, class Body>
-void with_packs(bool packs, const Body& body) {
-  if constexpr (std::is_same_v<T, float>)
-    if (packs) return body(std::true_type());
-  body(std::false_type());
-}
-
-// ---- the passes ----
-
 void fprop(const Conv2dProblem& problem, Dtype dtype, const void* input, const void* weight,
-           Epilogue epilogue, void* output, Stream stream) {
+           Epilogue epilogue, void* output, void*, Stream stream) {
   const GemmSize size = fprop_size(problem);
-  constexpr int kFloats = kPack<float>;
-  const bool packs = input_has_packs(problem, input, kFloats) &&
-                     weight_has_packs(problem, weight, kFloats) &&
-                     problem.group_channels() % kFloats == 0;
+  const bool packs = fprop_has_packs(problem, input, weight, kPack<float>);
   with_tile(dtype, size, [&](auto zero, auto tile) {
     using T = decltype(zero);
     using Tile = decltype(tile);
@@ -59,7 +23,7 @@ void fprop(const Conv2dProblem& problem, Dtype dtype, const void* input, const v
 }
 
 void dgrad(const Conv2dProblem& problem, Dtype dtype, const void* grad_output,
-           const void* relu_output, const void* weight, void* grad_input, Stream stream) {
+           const void* relu_output, const void* weight, void* grad_input, void*, Stream stream) {
   const GemmSize size = dgrad_size(problem);
   constexpr int kFloats = kPack<float>;
   const bool packs = gradient_has_packs(problem, grad_output, relu_output, kFloats) &&
@@ -79,7 +43,8 @@ void dgrad(const Conv2dProblem& problem, Dtype dtype, const void* grad_output,
   });
 }
 
-int64_t wgrad_workspace(const Conv2dProblem& problem, Dtype dtype) {
+int64_t workspace_of(const Conv2dProblem& problem, Dtype dtype, ConvPass pass) {
+  if (pass != ConvPass::wgrad) return 0;
   const GemmSize size = wgrad_size(problem);
   int64_t bytes = 0;
   with_tile(dtype, size, [&](auto zero, auto tile) {
@@ -125,7 +90,7 @@ const char* unsuited(const Conv2dProblem& problem, Dtype) { return mostly_empty(
 }  // namespace
 
 Conv2dAlgorithm conv2d_implicit_gemm() {
-  return {"implicit_gemm", unsupported, fprop, dgrad, wgrad, nullptr, unsuited, wgrad_workspace};
+  return {"implicit_gemm", unsupported, fprop, dgrad, wgrad, nullptr, unsuited, workspace_of};
 }
 
 }  // namespace cnnkernels::CNN_TARGET

@@ -35,7 +35,9 @@
 // What is lost: rows and columns that a tile has beyond the last, and up to 15 depths.
 #pragma once
 
-#include "conv2d_gemm.cuh"
+#include <type_traits>
+
+#include "conv2d_gemm_launch.cuh"
 #include "epilogue.cuh"
 #include "gemm.cuh"
 #include "index.cuh"
@@ -65,11 +67,13 @@ struct ImplicitGemm {
   using DeepColumns = std::conditional_t<kPacks, PacksAlongDepth<kColumns, kThreads>,
                                          LanesAlongDepth<kColumns, kThreads>>;
 
-  using Fprop = GemmTypes<Tile, Plain<T>, PixelRows, Plain<T>, DeepColumns, !kPacks>;
+  template <class Order = DrainOrder<!kPacks>>
+  using Fprop = GemmTypes<Tile, Plain<T>, PixelRows, Plain<T>, DeepColumns, Order>;
   template <class Gradient>
-  using Dgrad = GemmTypes<Tile, Gradient, PixelRows, Plain<T>, WideColumns, !kPacks>;
+  using Dgrad = GemmTypes<Tile, Gradient, PixelRows, Plain<T>, WideColumns, DrainOrder<!kPacks>>;
   template <class Gradient>
-  using Wgrad = GemmTypes<Tile, Plain<T>, TapRows<Gradient>, Gradient, WideColumns, true>;
+  using Wgrad =
+      GemmTypes<Tile, Plain<T>, TapRows<Gradient>, Gradient, WideColumns, DrainOrder<true>>;
 };
 
 template <class T, int kRows, int kColumns>
@@ -89,11 +93,11 @@ struct OutputSink {
   Epilogue epilogue;
   const Shape& shape;
 
-  __device__ T* place(int64_t offset, int, int k) const {
+  __device__ T* waiting(int64_t offset, int, int k) const {
     return output + offset + k * column_step;
   }
-  __device__ T finished(T sum, int k) const {
-    return finish<T>(sum, epilogue, shape.first_column + k);
+  __device__ void store(int64_t offset, int row, int k, const T (&sum)[1]) const {
+    *waiting(offset, row, k) = finish<T>(sum[0], epilogue, shape.first_column + k);
   }
 };
 
@@ -104,10 +108,12 @@ struct GradientSink {
   int64_t column_step;
   bool is_chunk;
 
-  __device__ T* place(int64_t offset, int row, int column) const {
+  __device__ T* waiting(int64_t offset, int row, int column) const {
     return gradient + (is_chunk ? row : offset) + column * column_step;
   }
-  __device__ T finished(T sum, int) const { return sum; }
+  __device__ void store(int64_t offset, int row, int column, const T (&sum)[1]) const {
+    *waiting(offset, row, column) = sum[0];
+  }
 };
 
 // Block y is group y.
@@ -122,7 +128,7 @@ __global__ void __launch_bounds__(kBlockThreads<T, kRows, kColumns>,
   SHARED_ARRAY(Shape, shape, [1]);
   if (threadIdx.x == 0) shape[0].set_fprop(problem, blockIdx.y);
   __syncthreads();
-  run_gemm<typename Gemm::Fprop>(
+  run_gemm<typename Gemm::template Fprop<>>(
       shape[0], Plain<T>{input}, Plain<T>{weight}, 0, shape[0].end,
       OutputSink<T, Shape>{output, problem.output.c, epilogue, shape[0]});
 }
@@ -167,6 +173,35 @@ __global__ void __launch_bounds__(kBlockThreads<T, kRows, kColumns>,
   if (gridDim.z > 1) sink = {partial + filters * shape[0].rows, shape[0].rows, true};
   run_gemm<typename Gemm::template Wgrad<Gradient>>(shape[0], Plain<T>{input}, grad_output, begin,
                                                     end, sink);
+}
+
+// ---- for launchers ----
+
+template <int kRows_, int kColumns_>
+struct TileSize {
+  static constexpr int kRows = kRows_, kColumns = kColumns_;
+};
+
+// Calls body(T(), TileSize()): these are all the tiles that kernels are compiled for, in float32
+// each of them with and without packs, and for the gradients with and without a ReLU's mask. The
+// largest loads least for a multiply-add; few columns want a narrow one, small problems many small
+// ones.
+template <class Body>
+void with_tile(Dtype dtype, const GemmSize& size, const Body& body) {
+  if (dtype == Dtype::float64) return body(double(), TileSize<64, 64>());
+  if (size.columns <= 32) return body(float(), TileSize<128, 32>());
+  using Large = TileSize<128, 128>;
+  if (size.columns > 64 && tiles<Large>(size) * size.batch >= kManyBlocks)
+    return body(float(), Large());
+  body(float(), TileSize<64, 64>());
+}
+
+// Calls body(std::bool_constant); a pack of doubles would be another kernel.
+template <class T, class Body>
+void with_packs(bool packs, const Body& body) {
+  if constexpr (std::is_same_v<T, float>)
+    if (packs) return body(std::true_type());
+  body(std::false_type());
 }
 
 }  // namespace cnnkernels::CNN_TARGET

@@ -20,7 +20,7 @@ const char* unsupported(const Conv2dPoolProblem& problem, Dtype dtype) {
 }
 
 void fprop(const Conv2dPoolProblem& problem, Dtype dtype, const void* input, const void* weight,
-           Epilogue epilogue, void* output, void* code, Stream stream) {
+           Epilogue epilogue, void* output, void* code, void*, Stream stream) {
   with_dtype(dtype, [&](auto zero) {
     using T = decltype(zero);
     const PooledOutput<T> pooled{
@@ -30,7 +30,7 @@ void fprop(const Conv2dPoolProblem& problem, Dtype dtype, const void* input, con
 }
 
 void dgrad(const Conv2dPoolProblem& problem, Dtype dtype, const void* grad_output, const void* code,
-           const void* weight, void* grad_input, Stream stream) {
+           const void* weight, void* grad_input, void*, Stream stream) {
   with_dtype(dtype, [&](auto zero) {
     using T = decltype(zero);
     launch_dgrad<T>(problem.conv, pooled_grad_of<T>(problem, grad_output, code), weight, grad_input,
@@ -47,14 +47,14 @@ void wgrad(const Conv2dPoolProblem& problem, Dtype dtype, const void* grad_outpu
   });
 }
 
-int64_t workspace_of(const Conv2dPoolProblem& problem, Dtype dtype) {
-  return bytes_of_chunks(problem.conv, dtype);
+int64_t workspace(const Conv2dPoolProblem& problem, Dtype dtype, ConvPass pass) {
+  return pass == ConvPass::wgrad ? bytes_of_chunks(problem.conv, dtype) : 0;
 }
 
 }  // namespace
 
 Conv2dPoolAlgorithm conv2d_pool_tiled() {
-  return {"tiled", unsupported, fprop, dgrad, wgrad, nullptr, nullptr, workspace_of};
+  return {"tiled", unsupported, fprop, dgrad, wgrad, nullptr, nullptr, workspace};
 }
 
 }  // namespace cnnkernels::CNN_TARGET

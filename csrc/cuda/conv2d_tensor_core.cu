@@ -1,53 +1,15 @@
-#include <type_traits>
-
 #include "../registry.h"
-#include "conv2d_gemm_launch.cuh"
 #include "conv2d_tensor_core.cuh"
 
 namespace cnnkernels::CNN_TARGET {
 namespace {
 
-// Calls body(T()) with the type of the elements.
-template <class Body>
-void with_elements(Dtype dtype, const Body& body) {
-  if (dtype == Dtype::float32) return body(float());
-  if (dtype == Dtype::float16) return body(__half());
-  body(__nv_bfloat16());
-}
-
-int pack_of(Dtype dtype) { return dtype == Dtype::float32 ? kPack<float> : kPack<__half>; }
-
-template <class Body>
-void with_flag(bool flag, const Body& body) {
-  if (flag) return body(std::true_type());
-  body(std::false_type());
-}
-
-using LargeTile = TensorCoreTile<float, true, true>;
-using SmallTile = TensorCoreTile<float, false, true>;
-
-// The large tile loads least for a multiply-add; few columns and small problems want the small one.
-bool is_large(const GemmSize& size) {
-  return size.columns > SmallTile::kColumns && tiles<LargeTile>(size) * size.batch >= kManyBlocks;
-}
-
-// Calls body(T(), is it large?, are there packs?), the last two as std::bool_constant: with a Plain
-// and a Masked gradient these are the instances.
-template <class Body>
-void with_instance(Dtype dtype, bool large, bool packs, const Body& body) {
-  with_elements(dtype, [&](auto zero) {
-    with_flag(large,
-              [&](auto large) { with_flag(packs, [&](auto packs) { body(zero, large, packs); }); });
-  });
-}
-
 void fprop(const Conv2dProblem& problem, Dtype dtype, const void* input, const void* weight,
-           Epilogue epilogue, void* output, Stream stream) {
+           Epilogue epilogue, void* output, void*, Stream stream) {
   const GemmSize size = fprop_size(problem);
   const int pack = pack_of(dtype);
-  const bool packs = input_has_packs(problem, input, pack) &&
-                     weight_has_packs(problem, weight, pack) &&
-                     output_has_packs(problem, output, pack) && groups_have_packs(problem, pack);
+  const bool packs = fprop_has_packs(problem, input, weight, pack) &&
+                     output_has_packs(problem, output, pack) && problem.group_filters() % pack == 0;
   with_instance(dtype, is_large(size), packs, [&](auto zero, auto large, auto packs) {
     using T = decltype(zero);
     using Tile = typename TensorCore<T, large.value, packs.value>::Tile;
@@ -59,7 +21,7 @@ void fprop(const Conv2dProblem& problem, Dtype dtype, const void* input, const v
 }
 
 void dgrad(const Conv2dProblem& problem, Dtype dtype, const void* grad_output,
-           const void* relu_output, const void* weight, void* grad_input, Stream stream) {
+           const void* relu_output, const void* weight, void* grad_input, void*, Stream stream) {
   const GemmSize size = dgrad_size(problem);
   const int pack = pack_of(dtype);
   const bool packs = gradient_has_packs(problem, grad_output, relu_output, pack) &&
@@ -97,7 +59,8 @@ Chunks cut_wgrad(const Conv2dProblem& problem, Dtype dtype) {
                                        : cut_wgrad<SmallTile>(problem, dtype);
 }
 
-int64_t wgrad_workspace(const Conv2dProblem& problem, Dtype dtype) {
+int64_t workspace_of(const Conv2dProblem& problem, Dtype dtype, ConvPass pass) {
+  if (pass != ConvPass::wgrad) return 0;
   const Chunks chunks = cut_wgrad(problem, dtype);
   return chunks.waits ? chunks.count * chunk_bytes(problem, dtype) : 0;
 }
@@ -140,7 +103,7 @@ const char* unsuited(const Conv2dProblem& problem, Dtype) { return mostly_empty(
 }  // namespace
 
 Conv2dAlgorithm conv2d_tensor_core() {
-  return {"tensor_core", unsupported, fprop, dgrad, wgrad, nullptr, unsuited, wgrad_workspace};
+  return {"tensor_core", unsupported, fprop, dgrad, wgrad, nullptr, unsuited, workspace_of};
 }
 
 }  // namespace cnnkernels::CNN_TARGET

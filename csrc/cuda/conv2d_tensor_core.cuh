@@ -21,7 +21,9 @@
 // the bound is the tensor pipe; for 64 x 64, which has half the FLOP a byte, it is L2.
 #pragma once
 
-#include "conv2d_gemm.cuh"
+#include <type_traits>
+
+#include "conv2d_gemm_launch.cuh"
 #include "epilogue.cuh"
 #include "index.cuh"
 #include "mma_gemm.cuh"
@@ -52,12 +54,13 @@ struct TensorCore {
   using DeepColumns = Deep<T, Tile::kColumns>;
   using WideColumns = Wide<T, Tile::kColumns>;
 
+  template <class Order = DrainOrder<!kPacks, kWidth>>
   using Fprop = MmaTypes<Tile, Plain<T>, DeepRows, DeepPattern<Tile::kRows>, Plain<T>, DeepColumns,
-                         DeepPattern<Tile::kColumns>, kWidth, kWidth, !kPacks>;
+                         DeepPattern<Tile::kColumns>, kWidth, kWidth, Order>;
   using Dgrad = MmaTypes<Tile, Gradient, DeepRows, DeepPattern<Tile::kRows>, Plain<T>, WideColumns,
-                         WidePattern<Tile::kColumns>, kWidth, kWidth, !kPacks>;
+                         WidePattern<Tile::kColumns>, kWidth, kWidth, DrainOrder<!kPacks, kWidth>>;
   using Wgrad = MmaTypes<Tile, Plain<T>, WideRows, WidePattern<Tile::kRows>, Gradient, WideColumns,
-                         WidePattern<Tile::kColumns>, 1, kWidth, true>;
+                         WidePattern<Tile::kColumns>, 1, kWidth, DrainOrder<true, kWidth>>;
 };
 
 // Stores neighbours, by 16 bytes where there are several.
@@ -87,7 +90,7 @@ __global__ void __launch_bounds__((TensorCore<T, kIsLarge, kPacks>::Tile::kThrea
     conv2d_tensor_core_fprop(Conv2dProblem problem, const T* __restrict__ input,
                              const T* __restrict__ weight, Epilogue epilogue,
                              T* __restrict__ output) {
-  using Types = typename TensorCore<T, kIsLarge, kPacks>::Fprop;
+  using Types = typename TensorCore<T, kIsLarge, kPacks>::template Fprop<>;
   using Shape = PixelGemm<kPacks>;
   SHARED_ARRAY(Shape, shape, [1]);
   DYNAMIC_SHARED(T, stages);
@@ -95,7 +98,7 @@ __global__ void __launch_bounds__((TensorCore<T, kIsLarge, kPacks>::Tile::kThrea
   __syncthreads();
   run_mma_gemm<Types>(shape[0], Plain<T>{input}, Plain<T>{weight}, 0, shape[0].end, stages,
                       [&](int64_t offset, int, int column, const auto& sums) {
-                        constexpr int kWidth = Types::kWidth;
+                        constexpr int kWidth = Types::Drain::kWidth;
                         T values[kWidth];
 #pragma unroll
                         for (int i = 0; i < kWidth; ++i)
@@ -149,6 +152,42 @@ __global__ void __launch_bounds__((TensorCore<T, kIsLarge, kPacks, Gradient>::Ti
                         else
                           store_sums(grad_weight + offset + column * problem.weight.n, sums);
                       });
+}
+
+// ---- for launchers ----
+
+// Calls body(T()) with the type of the elements.
+template <class Body>
+void with_elements(Dtype dtype, const Body& body) {
+  if (dtype == Dtype::float32) return body(float());
+  if (dtype == Dtype::float16) return body(__half());
+  body(__nv_bfloat16());
+}
+
+inline int pack_of(Dtype dtype) { return dtype == Dtype::float32 ? kPack<float> : kPack<__half>; }
+
+template <class Body>
+void with_flag(bool flag, const Body& body) {
+  if (flag) return body(std::true_type());
+  body(std::false_type());
+}
+
+using LargeTile = TensorCoreTile<float, true, true>;
+using SmallTile = TensorCoreTile<float, false, true>;
+
+// The large tile loads least for a multiply-add; few columns and small problems want the small one.
+inline bool is_large(const GemmSize& size) {
+  return size.columns > SmallTile::kColumns && tiles<LargeTile>(size) * size.batch >= kManyBlocks;
+}
+
+// Calls body(T(), is it large?, are there packs?), the last two as std::bool_constant: with a Plain
+// and a Masked gradient these are the instances.
+template <class Body>
+void with_instance(Dtype dtype, bool large, bool packs, const Body& body) {
+  with_elements(dtype, [&](auto zero) {
+    with_flag(large,
+              [&](auto large) { with_flag(packs, [&](auto packs) { body(zero, large, packs); }); });
+  });
 }
 
 }  // namespace cnnkernels::CNN_TARGET

@@ -239,11 +239,12 @@ __device__ void multiply(const Shape& shape, RowLoader& rows, ColumnLoader& colu
 
 // ---- the sums' way out ----
 
-// Hands the sums to sink(row of the tile, column of the tile, sum), lanes along the rows, or along
-// the columns: a shared buffer turns them. Rounds of a row or column a thread.
-template <class Tile, bool kAlongRows, class A, class Sink>
+// Hands the sums to sink(row of the tile, column of the tile, sums): a shared buffer turns them, in
+// rounds of a row or column a thread.
+template <class Tile, class Drain, class A, class Sink>
 __device__ void drain(const typename Tile::Sums& sums, A* buffer, const Sink& sink) {
   using Access = Elements<A, kPack<A>>;
+  constexpr bool kAlongRows = Drain::kAlongRows;
   constexpr int kBlock = Tile::kBlock;
   constexpr int kLines = (kAlongRows ? Tile::kColumns : Tile::kRows) / kBlock;  // a round
   constexpr int kLength = kAlongRows ? Tile::kRows : Tile::kColumns;
@@ -267,15 +268,16 @@ __device__ void drain(const typename Tile::Sums& sums, A* buffer, const Sink& si
     }
     __syncthreads();
 #pragma unroll 1
-    for (int i = computed(threadIdx.x); i < kLines * kLength; i += Tile::kThreads) {
+    for (int i = computed(threadIdx.x); i < kLines * kLength / Drain::kWidth; i += Tile::kThreads) {
+      const auto [own_line, along] = Drain::template access<kLines, kLength>(i);
       const int across =
-          i / kLength * kPack<A> + round % kPack<A> + round / kPack<A> * kLines * kPack<A>;
-      const int along = i % kLength;
-      const A sum = buffer[i / kLength * kPitch + along];
+          own_line * kPack<A> + round % kPack<A> + round / kPack<A> * kLines * kPack<A>;
+      A values[Drain::kWidth];
+      copy_packs(buffer + own_line * kPitch + along, values);
       if (kAlongRows)
-        sink(along, across, sum);
+        sink(along, across, values);
       else
-        sink(across, along, sum);
+        sink(across, along, values);
     }
   }
 }
@@ -283,26 +285,37 @@ __device__ void drain(const typename Tile::Sums& sums, A* buffer, const Sink& si
 // ---- a block's work ----
 
 // The types that make up a product: its tile, the operands, the patterns that they are loaded in,
-// and whether sums leave with lanes along the rows or the columns.
+// and how sums leave.
 template <class Tile_, class Rows_, class RowPattern_, class Columns_, class ColumnPattern_,
-          bool kAlongRows_>
+          class Drain_>
 struct GemmTypes {
   using Tile = Tile_;
   using Rows = Rows_;
   using Columns = Columns_;
   using RowLoader = Loader<Rows, RowPattern_, Tile::kRowPitch, true>;
   using ColumnLoader = Loader<Columns, ColumnPattern_, Tile::kColumnPitch, false>;
-  static constexpr bool kAlongRows = kAlongRows_;
+  using Drain = Drain_;
 };
 
 // Sums are kept in parts of so many products, which are then added: rounding errors grow with the
-// length of a chain of additions. The registers hold one part only; the others wait where the
-// result will be.
+// length of a chain of additions. The registers hold one part only; the others wait in memory.
 constexpr int kPartDepth = 3 * kTableDepth;
 
-// Computes the block's tile over the depths [begin, end). For each sum inside of the product
-// sink.place(offset of its result_row, row, column) is where it belongs, sink.finished(sum, column)
-// what is stored there. All threads see `shape`, in shared memory.
+template <class A, int kWidth>
+__device__ void add_to(A (&sums)[kWidth], const A* others) {
+#pragma unroll
+  for (int i = 0; i < kWidth; ++i) sums[i] += others[i];
+}
+
+template <class A, int kWidth>
+__device__ void store_to(A* place, const A (&sums)[kWidth]) {
+#pragma unroll
+  for (int i = 0; i < kWidth; ++i) place[i] = sums[i];
+}
+
+// Computes the block's tile over the depths [begin, end). For neighbours among the sums
+// sink.store(offset of their result_row, row, column, sums) is called; sink.waiting(the same
+// place) is where their parts wait. All threads see `shape`, in shared memory.
 template <class Types, class Shape, class Sink>
 __device__ void run_gemm(const Shape& shape, const typename Types::Rows& rows,
                          const typename Types::Columns& columns, int begin, int end,
@@ -335,11 +348,16 @@ __device__ void run_gemm(const Shape& shape, const typename Types::Rows& rows,
     // Read from shared memory once, but not before: registers are scarce while the loop runs.
     const int first_column = corners[0].column, last_column = shape.columns - first_column;
     const int last_row = shape.rows - corners[0].row;
-    drain<Tile, Types::kAlongRows>(sums, buffers[0], [&](int i, int j, A sum) {
+    drain<Tile, typename Types::Drain>(sums, buffers[0], [&](int i, int j, auto& values) {
       if (i >= last_row || j >= last_column) return;
-      A* place = sink.place(result_rows[i], corners[0].row + i, first_column + j);
-      const A total = part == begin ? sum : *place + sum;
-      *place = is_last ? sink.finished(total, first_column + j) : total;
+      const int64_t offset = result_rows[i];
+      const int row = corners[0].row + i, column = first_column + j;
+      A* const waiting = sink.waiting(offset, row, column);
+      if (part != begin) add_to(values, waiting);
+      if (is_last)
+        sink.store(offset, row, column, values);
+      else
+        store_to(waiting, values);
     });
   }
 }

@@ -100,6 +100,40 @@ struct DepthTable {
   }
 };
 
+// ---- the sums' way out ----
+
+// Sums leave a block through shared memory, by lines of neighbours along the rows or the columns:
+// a thread takes kWidth of a line at a time. Lanes lie along the line, or, where kLanesAcross,
+// along the lines.
+template <bool kAlongRows_, int kWidth_ = 1, bool kLanesAcross_ = false>
+struct DrainOrder {
+  static constexpr bool kAlongRows = kAlongRows_, kLanesAcross = kLanesAcross_;
+  static constexpr int kWidth = kWidth_;
+
+  // Which line the access number i is to, and where it begins.
+  struct Access {
+    int line, first;
+  };
+  template <int kLines, int kLength>
+  __device__ static Access access(int i) {
+    constexpr int kAccesses = kLength / kWidth;  // of a line
+    if (kLanesAcross) return {i % kLines, i / kLines * kWidth};
+    return {i / kAccesses, i % kAccesses * kWidth};
+  }
+};
+
+// Copies by 16 bytes, where kWidth allows.
+template <class T, int kWidth>
+__device__ void copy_packs(const T* from, T (&to)[kWidth]) {
+  constexpr int kAccess = kWidth == 1 ? 1 : kPack<T>;
+#pragma unroll
+  for (int first = 0; first < kWidth; first += kAccess) {
+    const auto access = *reinterpret_cast<const Elements<T, kAccess>*>(from + first);
+#pragma unroll
+    for (int i = 0; i < kAccess; ++i) to[first + i] = access.values[i];
+  }
+}
+
 // ---- a block's tile ----
 
 // Where the block's tile begins. Tiles lie side by side over the columns, then the rows: blocks

@@ -306,10 +306,9 @@ class MmaLoader {
 // ---- the product ----
 
 // The types that make up a product: its tile, operands, sides and patterns; how many depths an
-// entry of the table serves; the elements that a request moves, of the operands and of the result;
-// and whether sums leave with lanes along the rows or the columns.
+// entry of the table serves; the elements that a request moves of the operands; how sums leave.
 template <class Tile_, class Rows_, class RowSide_, class RowPattern_, class Columns_,
-          class ColumnSide_, class ColumnPattern_, int kUnit_, int kWidth_, bool kAlongRows_>
+          class ColumnSide_, class ColumnPattern_, int kUnit_, int kWidth_, class Drain_>
 struct MmaTypes {
   using Tile = Tile_;
   using Rows = Rows_;
@@ -320,8 +319,8 @@ struct MmaTypes {
   using ColumnLoader =
       MmaLoader<typename Tile::T, Columns, ColumnSide, ColumnPattern_, kWidth_, false>;
   using Table = DepthTable<Rows, Columns, unsigned, kUnit_>;
-  static constexpr int kUnit = kUnit_, kWidth = kWidth_;
-  static constexpr bool kAlongRows = kAlongRows_;
+  using Drain = Drain_;
+  static constexpr int kUnit = kUnit_;
 };
 
 // A warp's operands of one step: of 16 rows, and of twice 8 columns.
@@ -436,25 +435,13 @@ __device__ void multiply(const Shape& shape, typename Types::RowLoader& rows,
 
 // ---- the sums' way out ----
 
-// By 16 bytes, where kWidth allows.
-template <int kWidth>
-__device__ void copy_packs(const float* from, float (&to)[kWidth]) {
-  constexpr int kAccess = kWidth == 1 ? 1 : kPack<float>;
-#pragma unroll
-  for (int first = 0; first < kWidth; first += kAccess) {
-    const auto access = *reinterpret_cast<const Elements<float, kAccess>*>(from + first);
-#pragma unroll
-    for (int i = 0; i < kAccess; ++i) to[first + i] = access.values[i];
-  }
-}
-
-// Hands the sums to sink(row of the tile, column of the tile, sums), kWidth neighbours along the
-// rows or the columns at a time, with lanes along them: a shared buffer turns them, in rounds of 8
-// lines a warp.
-template <class Types, int kWidth, class Sink>
+// Hands the sums to sink(row of the tile, column of the tile, sums): a shared buffer turns them, in
+// rounds of 8 lines a warp.
+template <class Types, class Sink>
 __device__ void drain(const typename Types::Tile::Sums& sums, float* buffer, const Sink& sink) {
   using Tile = typename Types::Tile;
-  constexpr bool kAlongRows = Types::kAlongRows;
+  using Drain = typename Types::Drain;
+  constexpr bool kAlongRows = Drain::kAlongRows;
   constexpr int kRounds = (kAlongRows ? Tile::kWarpColumns : Tile::kWarpRows) / 8;
   constexpr int kWarps = kAlongRows ? Tile::kWarpsAcross : Tile::kWarpsDown;
   constexpr int kLength = kAlongRows ? Tile::kRows : Tile::kColumns;
@@ -481,11 +468,11 @@ __device__ void drain(const typename Types::Tile::Sums& sums, float* buffer, con
       }
     }
     __syncthreads();
-    constexpr int kPacks = kLength / kWidth;
+    constexpr int kAccesses = 8 * kWarps * kLength / Drain::kWidth;
 #pragma unroll 1
-    for (int k = computed(threadIdx.x); k < 8 * kWarps * kPacks; k += Tile::kThreads) {
-      const int line = k / kPacks, along = k % kPacks * kWidth;
-      float values[kWidth];
+    for (int k = computed(threadIdx.x); k < kAccesses; k += Tile::kThreads) {
+      const auto [line, along] = Drain::template access<8 * kWarps, kLength>(k);
+      float values[Drain::kWidth];
       copy_packs(buffer + line * kPitch + along, values);
       const int warp = line / 8, index = line % 8;
       if constexpr (kAlongRows)
@@ -526,11 +513,10 @@ __device__ void run_mma_gemm(const Shape& shape, const typename Types::Rows& row
   multiply<Types>(shape, row_loader, column_loader, table[0], begin, end, stages, sums);
 
   const TileCorner again = tile_corner<Tile>(shape.columns);  // registers are scarce in between
-  drain<Types, Types::kWidth>(sums, reinterpret_cast<float*>(stages),
-                              [&](int i, int j, const auto& values) {
-                                if (again.row + i < shape.rows && again.column + j < shape.columns)
-                                  sink(result_rows[i], again.row + i, again.column + j, values);
-                              });
+  drain<Types>(sums, reinterpret_cast<float*>(stages), [&](int i, int j, const auto& values) {
+    if (again.row + i < shape.rows && again.column + j < shape.columns)
+      sink(result_rows[i], again.row + i, again.column + j, values);
+  });
 }
 
 }  // namespace cnnkernels::CNN_TARGET

@@ -10,6 +10,8 @@ Conv2dAlgorithm conv2d_tensor_core();
 Conv2dAlgorithm conv2d_implicit_gemm();
 Conv2dAlgorithm conv2d_direct();
 Conv2dPoolAlgorithm conv2d_pool_tiled();
+Conv2dPoolAlgorithm conv2d_pool_tensor_core();
+Conv2dPoolAlgorithm conv2d_pool_implicit_gemm();
 Conv2dPoolAlgorithm conv2d_pool_direct();
 Pool2dAlgorithm pool2d_vector();
 Pool2dAlgorithm pool2d_direct();
@@ -21,7 +23,8 @@ std::vector<Conv2dAlgorithm> conv2d_algorithms() {
   return {conv2d_tiled(), conv2d_tensor_core(), conv2d_implicit_gemm(), conv2d_direct()};
 }
 std::vector<Conv2dPoolAlgorithm> conv2d_pool_algorithms() {
-  return {conv2d_pool_tiled(), conv2d_pool_direct()};
+  return {conv2d_pool_tiled(), conv2d_pool_tensor_core(), conv2d_pool_implicit_gemm(),
+          conv2d_pool_direct()};
 }
 std::vector<Pool2dAlgorithm> pool2d_algorithms() { return {pool2d_vector(), pool2d_direct()}; }
 std::vector<AdaptivePool2dAlgorithm> adaptive_pool2d_algorithms() {

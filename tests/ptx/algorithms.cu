@@ -88,25 +88,25 @@ Status pool2d_takes(bool adaptive, int64_t index, const void* problem, Dtype dty
 
 Status conv2d_fprop(int64_t index, const Conv2dProblem& problem, Dtype dtype, const void* input,
                     const void* weight, const void* bias, int64_t bias_stride, bool relu,
-                    void* output) {
+                    void* output, void* workspace) {
   return run(convolutions()[index], &Conv2dAlgorithm::fprop, problem, dtype, input, weight,
-             Epilogue{bias, bias_stride, relu}, output);
+             Epilogue{bias, bias_stride, relu}, output, workspace);
 }
 
 Status conv2d_dgrad(int64_t index, const Conv2dProblem& problem, Dtype dtype,
                     const void* grad_output, const void* relu_output, const void* weight,
-                    void* grad_input) {
+                    void* grad_input, void* workspace) {
   return run(convolutions()[index], &Conv2dAlgorithm::dgrad, problem, dtype, grad_output,
-             relu_output, weight, grad_input);
+             relu_output, weight, grad_input, workspace);
 }
 
-// The bytes that wgrad works in.
-int64_t conv2d_wgrad_workspace(int64_t index, const Conv2dProblem& problem, Dtype dtype) {
-  return wgrad_workspace(convolutions()[index], problem, dtype);
+// The bytes that a pass works in.
+int64_t conv2d_workspace(int64_t index, const Conv2dProblem& problem, Dtype dtype, ConvPass pass) {
+  return workspace_bytes(convolutions()[index], problem, dtype, pass);
 }
-int64_t conv2d_relu_pool2d_wgrad_workspace(int64_t index, const Conv2dPoolProblem& problem,
-                                           Dtype dtype) {
-  return wgrad_workspace(conv_poolings()[index], problem, dtype);
+int64_t conv2d_relu_pool2d_workspace(int64_t index, const Conv2dPoolProblem& problem, Dtype dtype,
+                                     ConvPass pass) {
+  return workspace_bytes(conv_poolings()[index], problem, dtype, pass);
 }
 
 Status conv2d_wgrad(int64_t index, const Conv2dProblem& problem, Dtype dtype,
@@ -124,16 +124,16 @@ Status conv2d_bgrad(int64_t index, const Conv2dProblem& problem, Dtype dtype,
 
 Status conv2d_relu_pool2d_fprop(int64_t index, const Conv2dPoolProblem& problem, Dtype dtype,
                                 const void* input, const void* weight, const void* bias,
-                                int64_t bias_stride, void* output, void* code) {
+                                int64_t bias_stride, void* output, void* code, void* workspace) {
   return run(conv_poolings()[index], &Conv2dPoolAlgorithm::fprop, problem, dtype, input, weight,
-             Epilogue{bias, bias_stride, true}, output, code);
+             Epilogue{bias, bias_stride, true}, output, code, workspace);
 }
 
 Status conv2d_relu_pool2d_dgrad(int64_t index, const Conv2dPoolProblem& problem, Dtype dtype,
                                 const void* grad_output, const void* code, const void* weight,
-                                void* grad_input) {
+                                void* grad_input, void* workspace) {
   return run(conv_poolings()[index], &Conv2dPoolAlgorithm::dgrad, problem, dtype, grad_output, code,
-             weight, grad_input);
+             weight, grad_input, workspace);
 }
 
 Status conv2d_relu_pool2d_wgrad(int64_t index, const Conv2dPoolProblem& problem, Dtype dtype,

@@ -167,6 +167,14 @@ CASES: dict[str, Callable[[Gpu], Iterator[Pass]]] = {
         conv=dict(padding=2),
         pool=dict(kernel_size=2),
     ),
+    "VGG-16 conv1_2 + ReLU + 2x2 max pool, 16x16 of its 224x224": partial(
+        random_conv2d_pool,
+        kind="max",
+        shape=(1, 64, 16, 16),
+        filters=(64, 3, 3),
+        conv=dict(padding=1),
+        pool=dict(kernel_size=2),
+    ),
 }
 
 

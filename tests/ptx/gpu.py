@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]  # as in problem.h
+CONV_PASSES = ["fprop", "dgrad", "wgrad"]  # that may want scratch memory, as in registry.h
 UNWRITTEN = 0xA5  # what ptxsim fills new memory with
 
 DEVICE = "a100"  # whose limits hold: those of sm_80
@@ -51,7 +52,7 @@ class Conv2dProblem(ctypes.Structure):
         *fields(ctypes.c_int, "N C H W K R S P Q stride_h stride_w pad_top pad_left"),
         *fields(ctypes.c_int, "dilation_h dilation_w groups"),
         *fields(Strides, "input weight output relu"),
-        *fields(ctypes.c_bool, "tf32"),
+        *fields(ctypes.c_bool, "tf32 fast_math"),
     ]
 
 
@@ -108,7 +109,7 @@ class Gpu:
         for name in ("last_message", *(f"{op}_name" for op in PROBLEMS)):
             self._function(name).restype = ctypes.c_char_p
         for op in ("conv2d", "conv2d_relu_pool2d"):
-            self._function(f"{op}_wgrad_workspace").restype = ctypes.c_int64
+            self._function(f"{op}_workspace").restype = ctypes.c_int64
         for op, problem in PROBLEMS.items():
             assert self._function(f"{op}_problem_bytes")() == ctypes.sizeof(problem)
         self._set_options(OPTIONS)
@@ -170,10 +171,10 @@ class Gpu:
         memory = torch.frombuffer((ctypes.c_char * size).from_address(address), dtype=like.dtype)
         return memory.as_strided(like.shape, like.stride())
 
-    def wgrad_workspace(self, op: str, number: int, problem, dtype: torch.dtype) -> Tensor:
-        """The scratch memory of algorithm `number`."""
-        arguments = map(_as_c, (number, problem, dtype))
-        size = self._function(f"{op}_wgrad_workspace")(*arguments)
+    def workspace(self, op: str, number: int, problem, dtype: torch.dtype, name: str) -> Tensor:
+        """The scratch memory that a pass of algorithm `number` works in."""
+        arguments = map(_as_c, (number, problem, dtype, CONV_PASSES.index(name)))
+        size = self._function(f"{op}_workspace")(*arguments)
         return self.empty(torch.empty(size, dtype=torch.uint8), "workspace")
 
     def put(self, tensor: Tensor, name: str) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cnnkernels.functional import _conv_padding, _pair
 from ptx.gpu import (
+    CONV_PASSES,
     PROBLEMS,
     AdaptivePool2dProblem,
     Argmax,
@@ -46,8 +47,9 @@ def run(gpu: Gpu, which: Pass) -> Iterator[tuple[str, list[Tensor]]]:
     for number, algorithm in enumerate(gpu.algorithms(which.op)):
         results = [gpu.empty(tensor, "result") for tensor in which.results]
         passed = [which.problem, which.dtype, *which.arguments, *results]
-        if which.function.endswith("wgrad"):
-            passed.append(gpu.wgrad_workspace(which.op, number, which.problem, which.dtype))
+        name = which.function.rpartition("_")[2]
+        if name in CONV_PASSES:
+            passed.append(gpu.workspace(which.op, number, which.problem, which.dtype, name))
         if gpu.run(which.function, number, *passed):
             yield algorithm, results
 

@@ -57,13 +57,35 @@ struct Setting {
   std::vector<Layouts> layouts;
 };
 
-template <class Data, class Cases>
-std::vector<Setting<Data>> settings_of(const Cases& cases, bool small) {
+template <class Data, class Cases, class... Scale>
+std::vector<Setting<Data>> settings_of(const Cases& cases, bool small, Scale... scale) {
   std::vector<Setting<Data>> settings;
   for (const auto& chosen : cases) {
-    settings.push_back({Data(chosen, false), small ? kSmallLayouts : kLayouts});
-    if (!small) settings.push_back({Data(chosen, true), kExpanded});
+    settings.push_back({Data(chosen, false, scale...), small ? kSmallLayouts : kLayouts});
+    if (!small) settings.push_back({Data(chosen, true, scale...), kExpanded});
   }
+  return settings;
+}
+
+// Those of convolutions. Winograd's transform for 4x4 outputs divides weights by 24 twice.
+template <class Data>
+struct ConvSettings {
+  std::vector<Setting<Data>> plain, divisible;
+
+  template <class Cases>
+  ConvSettings(const Cases& cases, bool small)
+      : plain(settings_of<Data>(cases, small)),
+        divisible(settings_of<Data>(cases, small, 24.0 * 24.0)) {}
+};
+
+template <class Data>
+const std::vector<Setting<Data>>& settings_for(const ConvSettings<Data>& settings,
+                                               const std::string& algorithm) {
+  return algorithm == "winograd_4x4" ? settings.divisible : settings.plain;
+}
+template <class Data>
+const std::vector<Setting<Data>>& settings_for(const std::vector<Setting<Data>>& settings,
+                                               const std::string&) {
   return settings;
 }
 
@@ -127,6 +149,10 @@ struct ConvRun {
   Tensor empty(const Sizes& sizes, Layout layout) const {
     return {element_of(dtype), sizes, result(layout)};
   }
+  template <class Problem>
+  std::vector<char> workspace(const Problem& problem, ConvPass pass) const {
+    return std::vector<char>(workspace_bytes(algorithm, problem, dtype, pass));
+  }
 };
 
 using Conv2dRun = ConvRun<Conv2dAlgorithm, Conv2dData>;
@@ -168,10 +194,11 @@ void fprop(const Conv2dRun& run) {
     problem.output = output.strides();
     const Epilogue epilogue = {variant.with_bias ? bias.data() : nullptr, bias.strides().n,
                                variant.relu};
+    std::vector<char> workspace = run.workspace(problem, ConvPass::fprop);
     run.tally.run(variant.name,
                   [&] {
                     run.algorithm.fprop(problem, run.dtype, input.data(), weight.data(), epilogue,
-                                        output.data(), nullptr);
+                                        output.data(), workspace.data(), nullptr);
                   },
                   {{&output, &expected}});
   }
@@ -186,10 +213,11 @@ void dgrad(const Conv2dRun& run) {
     const Tensor grad_input = run.empty(data.input_sizes, run.layouts.input);
     problem.weight = weight.strides();
     problem.input = grad_input.strides();
+    std::vector<char> workspace = run.workspace(problem, ConvPass::dgrad);
     run.tally.run(variant,
                   [&] {
                     run.algorithm.dgrad(problem, run.dtype, grad, relu, weight.data(),
-                                        grad_input.data(), nullptr);
+                                        grad_input.data(), workspace.data(), nullptr);
                   },
                   {{&grad_input, &expected.input}});
   });
@@ -204,7 +232,7 @@ void wgrad(const Conv2dRun& run) {
     const Tensor grad_weight = run.empty(data.weight_sizes, run.layouts.weight);
     problem.input = input.strides();
     problem.weight = grad_weight.strides();
-    std::vector<char> workspace(wgrad_workspace(run.algorithm, problem, run.dtype));
+    std::vector<char> workspace = run.workspace(problem, ConvPass::wgrad);
     run.tally.run(variant,
                   [&] {
                     run.algorithm.wgrad(problem, run.dtype, grad, relu, input.data(),
@@ -244,11 +272,13 @@ void fprop(const Conv2dPoolRun& run) {
     problem.pool.argmax = code.strides();
     std::vector<std::pair<const Tensor*, const Values*>> results = {{&output, &data.output}};
     if (training) results.emplace_back(&code, &data.code);
+    std::vector<char> workspace = run.workspace(problem, ConvPass::fprop);
     run.tally.run(
         training ? ", training" : "",
         [&] {
           run.algorithm.fprop(problem, run.dtype, input.data(), weight.data(), epilogue,
-                              output.data(), training ? code.data() : nullptr, nullptr);
+                              output.data(), training ? code.data() : nullptr, workspace.data(),
+                              nullptr);
         },
         results);
   }
@@ -275,10 +305,11 @@ void dgrad(const Conv2dPoolRun& run) {
   with_gradient(run, [&](Conv2dPoolProblem problem, const void* grad, const void* code) {
     problem.conv.weight = weight.strides();
     problem.conv.input = grad_input.strides();
+    std::vector<char> workspace = run.workspace(problem, ConvPass::dgrad);
     run.tally.run("",
                   [&] {
                     run.algorithm.dgrad(problem, run.dtype, grad, code, weight.data(),
-                                        grad_input.data(), nullptr);
+                                        grad_input.data(), workspace.data(), nullptr);
                   },
                   {{&grad_input, &run.data.gradients.input}});
   });
@@ -291,7 +322,7 @@ void wgrad(const Conv2dPoolRun& run) {
   with_gradient(run, [&](Conv2dPoolProblem problem, const void* grad, const void* code) {
     problem.conv.input = input.strides();
     problem.conv.weight = grad_weight.strides();
-    std::vector<char> workspace(wgrad_workspace(run.algorithm, problem, run.dtype));
+    std::vector<char> workspace = run.workspace(problem, ConvPass::wgrad);
     run.tally.run("",
                   [&] {
                     run.algorithm.wgrad(problem, run.dtype, grad, code, input.data(),
@@ -523,17 +554,16 @@ struct Outcome {
   bool good = true;
 };
 
-template <class Algorithm, class Run, class Data>
+template <class Algorithm, class Run, class Settings>
 void check_algorithms(const std::string& heading, const std::vector<Algorithm>& algorithms,
-                      const std::vector<Pass<Algorithm, Run>>& passes,
-                      const std::vector<Setting<Data>>& settings, const std::string& wanted,
-                      Outcome& outcome) {
+                      const std::vector<Pass<Algorithm, Run>>& passes, const Settings& settings,
+                      const std::string& wanted, Outcome& outcome) {
   for (const Algorithm& algorithm : algorithms) {
     for (const auto& pass : passes) {
       const std::string name = heading + " " + algorithm.name + " " + pass.name;
       if (!pass.offered(algorithm) || name.find(wanted) == std::string::npos) continue;
       Tally tally(name);
-      for (const auto& [data, layouts] : settings) {
+      for (const auto& [data, layouts] : settings_for(settings, algorithm.name)) {
         for (Dtype dtype : kDtypes) {
           for (const Layouts& layout : layouts) {
             if (dtype != Dtype::float32 && !layout.every_dtype) continue;
@@ -561,9 +591,9 @@ int run_grid(bool small, const std::string& wanted) {
     return kNoSuchIsa;
   }
   start_threads(kThreads);
-  const auto convs = settings_of<Conv2dData>(small ? kSmallConv2dCases : kConv2dCases, small);
-  const auto conv_pools =
-      settings_of<Conv2dPoolData>(small ? kSmallConv2dPoolCases : kConv2dPoolCases, small);
+  const ConvSettings<Conv2dData> convs(small ? kSmallConv2dCases : kConv2dCases, small);
+  const ConvSettings<Conv2dPoolData> conv_pools(small ? kSmallConv2dPoolCases : kConv2dPoolCases,
+                                                small);
   const auto pools = settings_of<Pool2dData>(small ? kSmallPool2dCases : kPool2dCases, small);
   const auto adaptive_pools = settings_of<AdaptivePool2dData>(
       small ? kSmallAdaptivePool2dCases : kAdaptivePool2dCases, small);

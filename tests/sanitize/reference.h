@@ -21,14 +21,14 @@ struct Conv2dData {
     Values input, weight, bias;
   };
 
-  Conv2dData(const Conv2dCase& chosen, bool planes_equal)
+  Conv2dData(const Conv2dCase& chosen, bool planes_equal, double weight_scale = 1)
       : name(chosen.name),
         problem(chosen.problem()),
         input_sizes{problem.N, problem.C, problem.H, problem.W},
         weight_sizes{problem.K, problem.group_channels(), problem.R, problem.S},
         output_sizes{problem.N, problem.K, problem.P, problem.Q},
         input(small_integers(input_sizes, 1, planes_equal)),
-        weight(small_integers(weight_sizes, 2, planes_equal)),
+        weight(small_integers(weight_sizes, 2, planes_equal, weight_scale)),
         bias(small_integers(bias_sizes(), 3, planes_equal)),
         grad_output(small_integers(output_sizes, 4, planes_equal)),
         relu_output(small_integers(output_sizes, 5, planes_equal)),
@@ -288,8 +288,10 @@ using AdaptivePool2dData = PoolData<AdaptivePool2dProblem>;
 
 // The pool of Conv2dData's output. ReLU passes the gradient of positive pixels alone.
 struct Conv2dPoolData {
-  Conv2dPoolData(const Conv2dPoolCase& chosen, bool planes_equal)
-      : name(chosen.name), problem(chosen.problem()), conv(chosen.conv, planes_equal) {
+  Conv2dPoolData(const Conv2dPoolCase& chosen, bool planes_equal, double weight_scale = 1)
+      : name(chosen.name),
+        problem(chosen.problem()),
+        conv(chosen.conv, planes_equal, weight_scale) {
     const Pool2dData pool(name, problem.pool, conv.finished(true, true), planes_equal);
     output_sizes = pool.output_sizes;
     if (problem.average)
