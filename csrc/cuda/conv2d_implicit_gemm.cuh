@@ -96,8 +96,8 @@ struct OutputSink {
   __device__ T* waiting(int64_t offset, int, int k) const {
     return output + offset + k * column_step;
   }
-  __device__ void store(int64_t offset, int row, int k, const T (&sum)[1]) const {
-    *waiting(offset, row, k) = finish<T>(sum[0], epilogue, shape.first_column + k);
+  __device__ void store(bool is_whole, T* place, int64_t, int, int k, const T (&sum)[1]) const {
+    *place = is_whole ? finish<T>(sum[0], epilogue, shape.first_column + k) : sum[0];
   }
 };
 
@@ -111,8 +111,8 @@ struct GradientSink {
   __device__ T* waiting(int64_t offset, int row, int column) const {
     return gradient + (is_chunk ? row : offset) + column * column_step;
   }
-  __device__ void store(int64_t offset, int row, int column, const T (&sum)[1]) const {
-    *waiting(offset, row, column) = sum[0];
+  __device__ void store(bool, T* place, int64_t, int, int, const T (&sum)[1]) const {
+    *place = sum[0];
   }
 };
 

@@ -17,8 +17,12 @@ struct PooledSink {
   __device__ T* waiting(int64_t, int row, int column) const {
     return parts + static_cast<int64_t>(shape.first_column + column) * shape.rows + row;
   }
-  __device__ void store(int64_t offset, int row, int column, const T (&sums)[kWindowTaps]) const {
-    pooled.store(shape, offset, row, column, sums);
+  __device__ void store(bool are_whole, T* place, int64_t offset, int row, int column,
+                        const T (&sums)[kWindowTaps]) const {
+    if (are_whole)
+      pooled.store(shape, offset, row, column, sums);
+    else
+      store_to(place, sums);
   }
 };
 

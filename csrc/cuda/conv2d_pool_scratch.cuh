@@ -3,10 +3,11 @@
 //
 //   fprop          the convolution's fprop leaves its output in scratch memory; a second kernel
 //                  pools it
-//   dgrad, wgrad   A product gathers its elements by sums of offsets, and those of a pooled
-//   gradient
-//                  are none. So a kernel spreads it: the gradient of the convolution's output, ReLU
-//                  included, lies in scratch memory for the convolution's own passes.
+//   dgrad, wgrad   a kernel spreads the pooled gradient: that of the convolution's output, ReLU
+//                  included, lies in scratch memory for the convolution's own passes. To look each
+//                  gradient's windows up where it is used, as `direct` does, takes more
+//                  instructions than the products; and a matrix product finds its elements by sums
+//                  of offsets, which a window's is not.
 //   bgrad          is left to `direct`
 //
 // Cost: that of the passes; the convolution's output or its gradient, N*K*P*Q, is written and read

@@ -1,8 +1,14 @@
 #include "../registry.h"
+#include "conv2d_pool_scratch.cuh"
 #include "conv2d_pool_tiled.cuh"
 
 namespace cnnkernels::CNN_TARGET {
+
+Conv2dAlgorithm conv2d_tiled();
+
 namespace {
+
+using ByScratch = PoolByScratch<conv2d_tiled>;
 
 int64_t tiles_of(const Pool2dProblem& pool) {
   return pool.N * ceil_divide(pool.P, windows_down(pool)) *
@@ -29,32 +35,15 @@ void fprop(const Conv2dPoolProblem& problem, Dtype dtype, const void* input, con
   });
 }
 
-void dgrad(const Conv2dPoolProblem& problem, Dtype dtype, const void* grad_output, const void* code,
-           const void* weight, void* grad_input, void*, Stream stream) {
-  with_dtype(dtype, [&](auto zero) {
-    using T = decltype(zero);
-    launch_dgrad<T>(problem.conv, pooled_grad_of<T>(problem, grad_output, code), weight, grad_input,
-                    stream);
-  });
-}
-
-void wgrad(const Conv2dPoolProblem& problem, Dtype dtype, const void* grad_output, const void* code,
-           const void* input, void* grad_weight, void* workspace, Stream stream) {
-  with_dtype(dtype, [&](auto zero) {
-    using T = decltype(zero);
-    launch_wgrad<T>(problem.conv, pooled_grad_of<T>(problem, grad_output, code), input, grad_weight,
-                    workspace, stream);
-  });
-}
-
 int64_t workspace(const Conv2dPoolProblem& problem, Dtype dtype, ConvPass pass) {
-  return pass == ConvPass::wgrad ? bytes_of_chunks(problem.conv, dtype) : 0;
+  return pass == ConvPass::fprop ? 0 : ByScratch::workspace(problem, dtype, pass);
 }
 
 }  // namespace
 
 Conv2dPoolAlgorithm conv2d_pool_tiled() {
-  return {"tiled", unsupported, fprop, dgrad, wgrad, nullptr, nullptr, workspace};
+  return {"tiled",          unsupported, fprop,   ByScratch::dgrad,
+          ByScratch::wgrad, nullptr,     nullptr, workspace};
 }
 
 }  // namespace cnnkernels::CNN_TARGET

@@ -11,7 +11,7 @@
 //     registers, 4 filters         shared memory            global memory
 //     at a time
 //
-//   dgrad, wgrad   those of conv2d_tiled.cuh, whose gradient is gathered from the windows
+//   dgrad, wgrad   those of conv2d_tiled.cuh, on the gradient that conv2d_pool_scratch.cuh spreads
 //   bgrad          is left to `direct`
 //
 // Cost: that of conv2d_tiled, plus 8 stores to and R*S loads a window from shared memory for the

@@ -314,8 +314,9 @@ __device__ void store_to(A* place, const A (&sums)[kWidth]) {
 }
 
 // Computes the block's tile over the depths [begin, end). For neighbours among the sums
-// sink.store(offset of their result_row, row, column, sums) is called; sink.waiting(the same
-// place) is where their parts wait. All threads see `shape`, in shared memory.
+// sink.store(are they whole?, place, offset of their result_row, row, column, sums) is called,
+// where place = sink.waiting(offset, row, column) is where they wait that are not. All threads see
+// `shape`, in shared memory.
 template <class Types, class Shape, class Sink>
 __device__ void run_gemm(const Shape& shape, const typename Types::Rows& rows,
                          const typename Types::Columns& columns, int begin, int end,
@@ -354,10 +355,7 @@ __device__ void run_gemm(const Shape& shape, const typename Types::Rows& rows,
       const int row = corners[0].row + i, column = first_column + j;
       A* const waiting = sink.waiting(offset, row, column);
       if (part != begin) add_to(values, waiting);
-      if (is_last)
-        sink.store(offset, row, column, values);
-      else
-        store_to(waiting, values);
+      sink.store(is_last, waiting, offset, row, column, values);
     });
   }
 }
