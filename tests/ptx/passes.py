@@ -164,8 +164,9 @@ def avg_pool2d_passes(operands, results, kwargs) -> Iterator[Pass]:
 
 def conv2d_pool_problem(kind, input, weight, conv, pool, output, code):
     convolved = F.conv2d(input, weight, **conv)
+    tf32 = kind == "max"  # to which averages and their gradients would be rounded
     return Conv2dPoolProblem(
-        conv2d_problem(input, weight, convolved, None, **conv),
+        conv2d_problem(input, weight, convolved, None, **conv, tf32=tf32),
         pool2d_problem(convolved, output, code, **pool),
         kind == "avg",
     )
