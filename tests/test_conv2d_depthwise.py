@@ -14,6 +14,7 @@ import cnnkernels.functional as ours
 # N, C, H, W; R, S; the other arguments. A vector is 4 to 16 columns, or as many channels.
 PROBLEMS = {
     "one": ((1, 2, 1, 1), (1, 1), {}),
+    "no_images": ((0, 3, 9, 8), (3, 3), {}),
     "mobilenet": ((2, 19, 14, 13), (3, 3), dict(padding=1)),
     "halving": ((2, 9, 15, 17), (3, 3), dict(padding=1, stride=2)),
     "small": ((3, 33, 7, 7), (3, 3), dict(padding=1)),

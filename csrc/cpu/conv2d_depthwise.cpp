@@ -289,6 +289,13 @@ void weight_gradient(const Conv2dProblem& problem, const TensorReader<T>& input,
                      const TensorReader<T>& gradient, T* grad_weight) {
   using S = Sum<T>;
   constexpr int n = kLanes<S>;
+  if (problem.N == 0) {
+    for (int64_t c = 0; c < problem.C; ++c)
+      for (int64_t tap = 0; tap < static_cast<int64_t>(problem.R) * problem.S; ++tap)
+        grad_weight[problem.weight.at(c, 0, tap / problem.S, tap % problem.S)] =
+            static_cast<T>(S(0));
+    return;
+  }
   const Cut<S> cut(forward_axis(problem.P, problem.H, problem.R, problem.stride_h, problem.pad_top,
                                 problem.dilation_h),
                    forward_axis(problem.Q, problem.W, problem.S, problem.stride_w, problem.pad_left,
