@@ -185,8 +185,7 @@ def by_gemm(algorithm, function, tensors):
 @pytest.mark.parametrize("tile", TILES)
 @pytest.mark.parametrize(("algorithm", "dtype"), GEMM_DTYPES, ids=str)
 def test_whole_windows_are_pooled_by_the_product(algorithm, dtype, tile, layout, kind):
-    shape, filters, conv = TILES[tile]
-    pool = dict(kernel_size=2)
+    conv, pool = TILES[tile][2], dict(kernel_size=2)
     tensors = operands((*TILES[tile], pool), dtype, "cpu", partial(integers, high=2))
     tensors = [*map(LAYOUTS[layout], tensors[:2]), tensors[2]]
     results, kernels = by_gemm(algorithm, fused(kind, conv, pool), tensors)

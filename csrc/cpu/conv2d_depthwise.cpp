@@ -1,8 +1,9 @@
 // Depthwise convolution: as many groups as channels and filters, so that an output reads one
 // channel. All three passes are one loop over vectors of the packed tile (correlation.h):
 //
-//     sums[i] += tile[outer[i] + inner[j]] * factors[j]       i: 12 vectors in registers; j: the
-//     depth
+//     sums[i] += tile[outer[i] + inner[j]] * factors[j]
+//
+// for 12 vectors i, which stay in registers, and the depths j:
 //
 //              outer               inner               factors
 //     fprop    vectors of outputs  taps                the filter's
