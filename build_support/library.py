@@ -45,9 +45,11 @@ INSTRUMENTED_FLAGS = (
 # The oldest torch whose stable ABI is used, 2.10 (torch/headeronly/version.h).
 TORCH_TARGET_FLAG = "-DTORCH_TARGET_VERSION=0x020a000000000000"
 
-# The instruction sets that the CPU kernels are compiled for, slowest first.
-PORTABLE = {"portable": []}
-AVX2_FLAGS = ["-mavx2", "-mfma", "-mf16c"]
+# The instruction sets that the CPU kernels are compiled for, slowest first. Their lines are short:
+# a loop over one that becomes a call of memcpy or a `rep stos` costs more than it moves.
+PORTABLE_FLAGS = ["-fno-tree-loop-distribute-patterns"]
+PORTABLE = {"portable": PORTABLE_FLAGS}
+AVX2_FLAGS = [*PORTABLE_FLAGS, "-mavx2", "-mfma", "-mf16c"]
 X86_ISAS = {
     **PORTABLE,
     "avx2": AVX2_FLAGS,

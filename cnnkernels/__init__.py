@@ -8,6 +8,7 @@ from cnnkernels import functional, nn
 from cnnkernels.convert import convert, unconverted
 from cnnkernels.emulation import emulate_cuda
 from cnnkernels.info import info
+from cnnkernels.override import override_torch
 from cnnkernels.profiling import profile
 from cnnkernels.selection import algorithm, algorithms, explain, fast_math
 
@@ -23,6 +24,7 @@ __all__ = [
     "functional",
     "info",
     "nn",
+    "override_torch",
     "profile",
     "unconverted",
 ]

@@ -10,6 +10,7 @@ from torch.nn.modules import conv, pooling
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
+from cnnkernels.functional import DEVICES, DTYPES
 from cnnkernels.nn import (
     AdaptiveAvgPool2d,
     AdaptiveMaxPool2d,
@@ -36,10 +37,6 @@ _FUSIONS: dict[tuple[type[nn.Module], ...], Callable[..., nn.Module]] = {
     (Conv2d, nn.ReLU, MaxPool2d): lambda conv, relu, pool: _remake_with_pool(conv, pool),
     (Conv2d, nn.ReLU, AvgPool2d): lambda conv, relu, pool: _remake_with_pool(conv, pool),
 }
-
-# For which parameters there are kernels.
-_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-_DEVICES = ("cpu", "cuda", "meta")
 
 _CONVOLUTIONS_AND_POOLS = (
     conv._ConvNd,
@@ -216,7 +213,7 @@ def _tensor_obstacle(module: nn.Module) -> str | None:
     for name, tensor in module.named_parameters(recurse=False):
         if type(tensor) is not nn.Parameter:
             return f"{name} is of type {type(tensor).__name__}"
-        if tensor.dtype not in _DTYPES or tensor.device.type not in _DEVICES:
+        if tensor.dtype not in DTYPES or tensor.device.type not in DEVICES:
             return f"{name} is {tensor.dtype} on {tensor.device.type}"
     return None
 

@@ -43,8 +43,9 @@ def _pair(function: str, name: str, value: Any) -> Sequence[int]:
     return _unusual_pair(function, name, value)
 
 
-# Those of our kernels.
-_DTYPES = frozenset({torch.float32, torch.float64, torch.float16, torch.bfloat16})
+# What there are kernels for; on "meta" they tell sizes alone.
+DTYPES = frozenset({torch.float32, torch.float64, torch.float16, torch.bfloat16})
+DEVICES = frozenset({"cpu", "cuda", "meta"})
 
 
 def _unusual_pair(function: str, name: str, value: Any) -> Sequence[int]:
@@ -79,7 +80,7 @@ def _is_ours(function: str, input: Any) -> bool:
     """Whether there are kernels for the input's dtype."""
     if not isinstance(input, Tensor):
         raise _not_a_tensor(function, "input", input)
-    return input.dtype in _DTYPES
+    return input.dtype in DTYPES
 
 
 def _batch(function: str, input: Tensor) -> Tensor:

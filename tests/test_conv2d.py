@@ -157,6 +157,23 @@ def test_layouts(backend, input_layout, weight_layout, dtype):
             assert torch.equal(result, reference.to(dtype)), name
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize(
+    "filter, stride", [((1, 1), 1), ((1, 1), 2), ((3, 2), 1), ((1, 3), (2, 1))]
+)
+def test_channels_last_without_padding(backend, filter, stride, groups):
+    kwargs = dict(stride=stride, groups=groups)
+    input, weight, bias = operands(
+        (3, 16, 9, 10), (24, *filter), kwargs, torch.float32, backend.device, integers
+    )
+    tensors = [*map(LAYOUTS["channels_last"], (input, weight)), bias]
+    grad_output = grad_of_output(ours.conv2d, tensors, kwargs, integers)
+    results = with_gradients(ours.conv2d, tensors, grad_output, kwargs)
+    expected = with_gradients(F.conv2d, tensors, grad_output, kwargs)
+    for name, result, reference in zip(NAMES, results, expected, strict=True):
+        assert torch.equal(result, reference), name
+
+
 def test_expanded_gradient(backend):
     input, weight, bias = operands((2, 3, 8, 8), (4, 3, 3), {}, torch.float64, backend.device)
     weight.requires_grad_()

@@ -11,7 +11,7 @@ from test_conv2d_winograd import LAYOUTS, with_gradients
 import cnnkernels
 import cnnkernels.functional as ours
 
-# N, C, H, W; R, S; the other arguments. A vector is 4 to 16 columns, or as many channels.
+# N, C, H, W; R, S; the other arguments. A vector is 4 to 16 channels.
 PROBLEMS = {
     "one": ((1, 2, 1, 1), (1, 1), {}),
     "no_images": ((0, 3, 9, 8), (3, 3), {}),
@@ -23,6 +23,7 @@ PROBLEMS = {
     "dilated": ((2, 5, 16, 15), (3, 2), dict(dilation=(2, 3), padding=(2, 0))),
     "sparse": ((1, 4, 17, 16), (2, 3), dict(stride=(3, 4))),  # some pixels are read by no output
     "dilated_stride": ((1, 4, 21, 19), (3, 3), dict(stride=2, dilation=3, padding=3)),
+    "large_tile": ((1, 34, 58, 60), (31, 29), dict(stride=4, padding=(15, 14))),
     "same": ((1, 3, 9, 8), (4, 2), dict(padding="same")),
     "several_tiles": ((2, 2, 130, 150), (3, 3), dict(padding=1)),
     "long_rows": ((1, 2, 3, 9001), (3, 3), dict(padding=1)),

@@ -16,6 +16,8 @@ DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 PROBLEMS = {
     "mnist": ((2, 16, 28, 28), dict(kernel_size=2)),
     "one": ((1, 1, 1, 1), dict(kernel_size=1)),
+    "one_channel": ((19, 1, 6, 7), dict(kernel_size=2)),
+    "many_planes": ((3, 23, 5, 4), dict(kernel_size=3, stride=2, padding=1)),
     "primes": ((3, 5, 13, 11), dict(kernel_size=(3, 5), stride=(2, 3))),
     "overlapping": ((2, 3, 17, 19), dict(kernel_size=3, stride=2, padding=1)),
     "stride_one": ((2, 3, 9, 8), dict(kernel_size=4, stride=1, padding=2)),

@@ -10,14 +10,15 @@
 //     dgrad    the same, of grad_output and the filter turned; one for each residue of the stride
 //     wgrad    taps                vectors of outputs  grad_output's
 //
-// A vector is of neighbours in memory: columns of one channel, whose factors in fprop are one
-// number each, or, where channels lie closest, channels of one pixel. In wgrad the lanes of columns
-// are added at the end.
+// The lanes of a vector are channels, whatever the layout: a tile is transposed, where need be, as
+// it is packed, and so are its sums on their way out.
 //
 // Cost: 2 * N*C*P*Q * R*S FLOP, a load for each multiply-add: half the FMA peak at most with two
 // loads a cycle; every pixel is packed once, tiles share halos.
 //
 // Sums run over at most kDepth products in a register, then add up in memory in a fixed order.
+#include <limits>
+
 #include "correlation.h"
 #include "isa.h"
 
@@ -26,31 +27,22 @@ namespace {
 
 constexpr int kVectors = 12;  // in registers; 9 taps are done at once
 constexpr int kDepth = 128;
-// Elements of a tile, at most: they stay in the level 1 or 2 cache.
-constexpr int64_t kTileElements = 8192;
-
-// What the tile is multiplied by: vectors; one number each; vectors of which some lanes, at the end
-// of a row, stand for nothing, and so meet zeros, whatever the tile has there.
-enum class Factors { vectors, numbers, part };
+// Pixels times vectors of channels of a tile: with its halo and sums it stays in the level 2 cache.
+constexpr int kTileVectors = 2048;
+// Vectors of channels of a tile where these lie closest: some cache lines.
+constexpr int kMostVectors = 4;
 
 // Sums of kCount vectors over the depth.
-template <int kCount, Factors kFactors, class S>
+template <int kCount, class S>
 void multiply_vectors(const S* tile, const int32_t* outer, const int32_t* inner, int64_t depth,
-                      const S* factors, int filled, S* sums, bool add) {
+                      const S* factors, S* sums, bool add) {
   constexpr int n = kLanes<S>;
-  S lanes[n];
-  for (int i = 0; i < n; ++i) lanes[i] = static_cast<S>(i);
-  const auto exists = load(lanes) < static_cast<S>(filled);
   Vector<S> registers[kCount] = {};
   for (int64_t j = 0; j < depth; ++j) {
     const S* from = tile + inner[j];
-    const Vector<S> factor =
-        kFactors == Factors::numbers ? factors[j] - Vector<S>{} : load(factors + j * n);
+    const Vector<S> factor = load(factors + j * n);
 #pragma GCC unroll 12
-    for (int i = 0; i < kCount; ++i) {
-      const Vector<S> value = load(from + outer[i]);
-      registers[i] += (kFactors == Factors::part ? (exists ? value : Vector<S>{}) : value) * factor;
-    }
+    for (int i = 0; i < kCount; ++i) registers[i] += load(from + outer[i]) * factor;
   }
 #pragma GCC unroll 12
   for (int i = 0; i < kCount; ++i) {
@@ -59,123 +51,92 @@ void multiply_vectors(const S* tile, const int32_t* outer, const int32_t* inner,
 }
 
 // Of fewer.
-template <int kCount, Factors kFactors, class S>
+template <int kCount, class S>
 void multiply_rest(const S* tile, const int32_t* outer, int64_t count, const int32_t* inner,
-                   int64_t depth, const S* factors, int filled, S* sums, bool add) {
-  if (count == kCount)
-    return multiply_vectors<kCount, kFactors>(tile, outer, inner, depth, factors, filled, sums,
-                                              add);
-  if constexpr (kCount > 1)
-    multiply_rest<kCount - 1, kFactors>(tile, outer, count, inner, depth, factors, filled, sums,
-                                        add);
-}
-
-template <Factors kFactors, class S>
-void multiply(const S* tile, const int32_t* outer, int64_t count, const int32_t* inner,
-              int64_t depth, const S* factors, int filled, S* sums, bool add) {
-  constexpr int n = kLanes<S>;
-  for (int64_t j = 0; j < depth; j += kDepth) {
-    const int64_t length = least<int64_t>(kDepth, depth - j);
-    const S* own = factors + (kFactors == Factors::numbers ? j : j * n);
-    const bool adds = add || j > 0;
-    int64_t i = 0;
-    for (; i + kVectors <= count; i += kVectors) {
-      multiply_vectors<kVectors, kFactors>(tile, outer + i, inner + j, length, own, filled,
-                                           sums + i * n, adds);
-    }
-    multiply_rest<kVectors - 1, kFactors>(tile, outer + i, count - i, inner + j, length, own,
-                                          filled, sums + i * n, adds);
+                   int64_t depth, const S* factors, S* sums, bool add) {
+  if (count == kCount) {
+    return multiply_vectors<kCount>(tile, outer, inner, depth, factors, sums, add);
+  }
+  if constexpr (kCount > 1) {
+    multiply_rest<kCount - 1>(tile, outer, count, inner, depth, factors, sums, add);
   }
 }
 
-// How a pass is cut: into blocks of channels, one or a vector of them, and tiles.
+template <class S>
+void multiply(const S* tile, const int32_t* outer, int64_t count, const int32_t* inner,
+              int64_t depth, const S* factors, S* sums) {
+  constexpr int n = kLanes<S>;
+  for (int64_t j = 0; j < depth; j += kDepth) {
+    const int64_t length = least<int64_t>(kDepth, depth - j);
+    int64_t i = 0;
+    for (; i + kVectors <= count; i += kVectors) {
+      multiply_vectors<kVectors>(tile, outer + i, inner + j, length, factors + j * n, sums + i * n,
+                                 j > 0);
+    }
+    multiply_rest<kVectors - 1>(tile, outer + i, count - i, inner + j, length, factors + j * n,
+                                sums + i * n, j > 0);
+  }
+}
+
+// How a pass is cut: into blocks of channels, some vectors of them, and tiles. These are packed as
+// if the stride were 1: results need not be neighbours, as their vectors are of one pixel each.
 template <class S>
 struct Cut {
-  bool by_channels;
+  int64_t channels;
+  Axis y, x;
   Partition blocks;
   Tiling tiling;
   Layout layout;
 
-  Cut(const Axis& y, const Axis& x, int64_t N, int64_t channels, bool by_channels)
-      : by_channels(by_channels),
-        blocks(ceil_div(channels, width()), 1),
-        tiling(Tiling::make(N, y.outputs, x.outputs, kTileElements / width())),
-        layout(Layout::make(y, x, tiling, width(), by_channels, width(), sizeof(S),
-                            by_channels ? 0 : kLanes<S> - 1)) {}
+  Cut(const Axis& y, const Axis& x, int64_t N, int64_t channels, bool channels_last)
+      : channels(channels),
+        y(y),
+        x(x),
+        blocks(ceil_div(channels, kLanes<S>), channels_last ? kMostVectors : 1),
+        tiling(Tiling::make(N, y.outputs, x.outputs, kTileVectors / blocks.largest(),
+                            {1, y.step, 0}, {1, x.step, 0})),
+        layout(Layout::make(dense(y), dense(x), tiling, blocks.largest() * kLanes<S>, true,
+                            kLanes<S>, std::numeric_limits<int64_t>::max())) {}
 
-  int width() const { return by_channels ? kLanes<S> : 1; }  // of a block
-  int64_t items() const { return blocks.count * tiling.count(); }
-  // Vectors of a row of a tile.
-  int64_t row_vectors(const Tile& tile) const {
-    return by_channels ? tile.columns : ceil_div(tile.columns, kLanes<S>);
+  int64_t begin(int64_t block) const { return blocks.begin(block) * kLanes<S>; }
+  int64_t size(int64_t block) const { return least(begin(block + 1), channels) - begin(block); }
+
+  // Pixels of a tile's results.
+  int64_t largest() const {
+    return tiling.images.largest() * tiling.rows.largest() * tiling.columns.largest();
   }
-  int64_t vectors(const Tile& tile) const { return tile.images * tile.rows * row_vectors(tile); }
-  int64_t most_vectors() const {
-    return tiling.images.largest() * tiling.largest_rows() *
-           (by_channels ? tiling.largest_columns() : ceil_div(tiling.largest_columns(), kLanes<S>));
-  }
-  // Vectors read, but do not use, what lies beyond a tile's columns.
-  void clear(S* packed) const {
-    for (int64_t i = 0; i < layout.elements(tiling); ++i) packed[i] = 0;
-  }
-  // Where they begin, row by row.
-  void places(const Tile& tile, int32_t* offsets) const {
-    place_vectors(tile, row_vectors(tile), offsets, nullptr);
-  }
-  // The same, but whole ones first; returns how many these are.
-  int64_t places_by_kind(const Tile& tile, int32_t* offsets) const {
-    const int64_t whole = by_channels ? tile.columns : tile.columns / kLanes<S>;
-    const int64_t count = tile.images * tile.rows * whole;
-    place_vectors(tile, whole, offsets, offsets + count);
-    return count;
+  void pixel_offsets(const Tile& results, int32_t* offsets) const {
+    for (int64_t n = 0; n < results.images; ++n)
+      for (int64_t p = 0; p < results.rows; ++p)
+        for (int64_t q = 0; q < results.columns; ++q)
+          *offsets++ = static_cast<int32_t>(n * layout.image + p * y.step * layout.row +
+                                            q * x.step * layout.column);
   }
 
  private:
-  // Of each row the first `whole` and, where there are more, the last.
-  void place_vectors(const Tile& tile, int64_t whole, int32_t* offsets, int32_t* last) const {
-    const int64_t step = by_channels ? layout.column : kLanes<S>;
-    for (int64_t n = 0; n < tile.images; ++n) {
-      for (int64_t y = 0; y < tile.rows; ++y) {
-        const int64_t row = n * layout.image + y * layout.row;
-        for (int64_t v = 0; v < whole; ++v) *offsets++ = static_cast<int32_t>(row + v * step);
-        if (whole < row_vectors(tile)) *last++ = static_cast<int32_t>(row + whole * step);
-      }
-    }
+  static Axis dense(const Axis& axis) {
+    Axis all = axis;
+    all.outputs = (axis.outputs - 1) * axis.step + 1, all.step = 1;
+    return all;
   }
 };
 
-// Calls body(first vector, n, y) for a tile's rows.
+// Calls body(v, count) for the vectors of `channels` channels, the last of which may have fewer.
 template <class S, class Body>
-void for_rows(const Cut<S>& cut, const Tile& tile, const Body& body) {
-  int64_t vector = 0;
-  for (int64_t n = 0; n < tile.images; ++n) {
-    for (int64_t y = 0; y < tile.rows; ++y, vector += cut.row_vectors(tile)) {
-      body(vector, tile.n + n, tile.y + y);
-    }
-  }
+void for_vectors(int64_t channels, const Body& body) {
+  constexpr int64_t n = kLanes<S>;
+  for (int64_t c = 0; c < channels; c += n) body(c / n, static_cast<int>(least(n, channels - c)));
 }
 
-// A row of sums as columns or, `by_channels`, as `channels` of each pixel; `sum` gives a vector's.
-template <class T, class Value>
-void store_row(T* to, const Strides& strides, bool by_channels, int64_t channels, int64_t columns,
-               const Value& sum) {
-  using S = Sum<T>;
-  constexpr int n = kLanes<S>;
-  const int64_t step = by_channels ? 1 : n, filled = by_channels ? channels : n;
-  const int64_t lane = by_channels ? strides.c : strides.w;
-  int64_t x = 0;
-  const auto part = [&](int64_t count) {
-    S values[n];
-    store<S>(values, sum(x / step));
-    store_run(to + x * strides.w, lane, count, values);
-  };
-  if constexpr (std::is_same_v<T, S>) {
-    if (filled == n && lane == 1) {
-      for (; x + step <= columns; x += step) store<S>(to + x * strides.w, sum(x / step));
-    }
+// Calls body(first pixel, count, n, y) for the rows of a tile, or for each image where its rows are
+// `joined`.
+template <class Body>
+void for_pixel_runs(const Tile& tile, bool joined, const Body& body) {
+  const int64_t rows = joined ? 1 : tile.rows;
+  const int64_t length = tile.rows * tile.columns / rows;
+  for (int64_t run = 0; run < tile.images * rows; ++run) {
+    body(run * length, length, tile.n + run / rows, tile.y + run % rows);
   }
-  for (; x + step <= columns; x += step) part(filled);
-  if (x < columns) part(columns - x);
 }
 
 // Where a stride is larger than the filter, some pixels are read by no output.
@@ -200,45 +161,36 @@ void correlate_planes(const Correlation<T>& problem, const Reader& reader, T* ta
   const Layout& layout = cut.layout;
   Workspace<int32_t> inner(layout.channels * taps);  // the first channel's come first
   layout.tap_offsets(inner.data());
-  const Source<T> weight = problem.weight.at(0, 0, problem.y.first_tap, problem.x.first_tap);
+  Correlation<T> by_lanes = problem;
+  by_lanes.weight.strides.n = problem.weight_group;
+  const FilterReader<T> filters(by_lanes);
+  const int64_t tiles = cut.tiling.count();
 
-  parallel_for(cut.items(), 1, [&](int64_t begin, int64_t end) {
+  parallel_for(cut.blocks.count * tiles, 1, [&](int64_t begin, int64_t end) {
     Workspace<S> packed(layout.elements(cut.tiling));
-    cut.clear(packed.data());
-    Workspace<S> factors(taps * cut.width());
-    Workspace<S> sums(cut.most_vectors() * n);
-    Workspace<int32_t> outer(cut.most_vectors());
+    Workspace<S> factors(taps * n);
+    Workspace<S> sums(cut.largest() * layout.channels);
+    Workspace<int32_t> outer(cut.largest());
     for (int64_t item = begin; item < end; ++item) {
-      const int64_t first = item / cut.tiling.count() * cut.width();
-      const int64_t channels = least<int64_t>(cut.width(), problem.groups - first);
-      const Tile tile = cut.tiling.outputs(item % cut.tiling.count());
-      for (int64_t c = 0; c < cut.width(); ++c) {
-        const T* filter = weight.data + (first + c) * problem.weight_group;
-        for (int64_t tap = 0; tap < taps; ++tap) {
-          const int64_t r = tap / problem.x.taps, s = tap % problem.x.taps;
-          factors[tap * cut.width() + c] =
-              c < channels ? static_cast<S>(filter[r * problem.y.tap_step * weight.strides.h +
-                                                   s * problem.x.tap_step * weight.strides.w])
-                           : S(0);
-        }
-      }
-      const int64_t count = cut.vectors(tile);
-      reader.pack(layout, tile, first, channels, packed.data());
-      cut.places(tile, outer.data());
-      const auto multiply_tile =
-          cut.by_channels ? multiply<Factors::vectors, S> : multiply<Factors::numbers, S>;
-      multiply_tile(packed.data(), outer.data(), count, inner.data(), taps, factors.data(), n,
-                    sums.data(), false);
-      Vector<S> bias = load_bias<T>(epilogue, first, static_cast<int>(channels));
-      if (!cut.by_channels) bias = bias[0] - Vector<S>{};
-      for_rows(cut, tile, [&](int64_t vector, int64_t image, int64_t y) {
-        const S* row = sums.data() + vector * n;
-        store_row(target + strides.at(image, first, y, tile.x), strides, cut.by_channels, channels,
-                  tile.columns, [&](int64_t i) {
-                    const Vector<S> value = load(row + i * n) + bias;
-                    return epilogue.relu ? relu<S>(value) : value;
-                  });
+      const int64_t block = item / tiles, channels = cut.size(block);
+      const Tile tile = cut.tiling.results(item % tiles);
+      reader.pack(layout, cut.tiling.outputs(tile), cut.begin(block), channels, packed.data());
+      cut.pixel_offsets(tile, outer.data());
+      for_vectors<S>(channels, [&](int64_t v, int filled) {
+        filters.pack(0, cut.begin(block) + v * n, filled, 0, 1, factors.data(), n);
+        multiply(packed.data() + v * n, outer.data(), tile.pixels(), inner.data(), taps,
+                 factors.data(), sums.data() + v * n * tile.pixels());
       });
+      for_pixel_runs(tile, strides.h == tile.columns * strides.w,
+                     [&](int64_t pixel, int64_t count, int64_t image, int64_t y) {
+                       for_vectors<S>(channels, [&](int64_t v, int filled) {
+                         const int64_t first = cut.begin(block) + v * n;
+                         store_lanes(sums.data() + (v * tile.pixels() + pixel) * n, n, count,
+                                     filled, first, epilogue,
+                                     target + strides.at(image, first, y, tile.x), strides.w,
+                                     strides.c);
+                       });
+                     });
     }
   });
 }
@@ -270,21 +222,6 @@ void dgrad(const Conv2dProblem& problem, Dtype dtype, const void* grad_output,
   });
 }
 
-// A row of gradients, in vectors: whole ones to `to`, a last part to `end`, which move on.
-template <class T>
-void load_row(Sum<T>*& to, Sum<T>*& end, const Source<T>& row, bool by_channels, int64_t channels,
-              int64_t columns) {
-  using S = Sum<T>;
-  constexpr int n = kLanes<S>;
-  const int64_t step = by_channels ? 1 : n;
-  for (int64_t x = 0; x < columns; x += step) {
-    S*& place = x + step <= columns ? to : end;
-    const int64_t filled = by_channels ? channels : least(step, columns - x);
-    store<S>(place, load_run(filled, row.at(0, 0, 0, x), by_channels ? &Strides::c : &Strides::w));
-    place += n;
-  }
-}
-
 template <class T>
 void weight_gradient(const Conv2dProblem& problem, const TensorReader<T>& input,
                      const TensorReader<T>& gradient, T* grad_weight) {
@@ -306,45 +243,50 @@ void weight_gradient(const Conv2dProblem& problem, const TensorReader<T>& input,
   const int64_t taps = layout.taps();
   Workspace<int32_t> outer(layout.channels * taps);
   layout.tap_offsets(outer.data());
-  const Source<T>& source = gradient.source;
 
-  parallel_for(cut.blocks.count, 1, [&](int64_t begin, int64_t end) {
+  // Few blocks are cut into chunks of tiles, whose sums are added in their order.
+  const int64_t tiles = cut.tiling.count();
+  const int64_t chunks = clamp<int64_t>(kPieces / cut.blocks.count, 1, tiles);
+  const int64_t size = taps * ceil_div(problem.C, n) * n;  // of all channels
+  Workspace<double> partials(chunks * size);
+  parallel_for(cut.blocks.count * chunks, 1, [&](int64_t begin, int64_t end) {
     Workspace<S> packed(layout.elements(cut.tiling));
-    cut.clear(packed.data());
-    Workspace<S> factors(cut.most_vectors() * n);
+    Workspace<S> factors(cut.largest() * n);
     Workspace<S> sums(taps * n);
-    Workspace<double> totals(taps * cut.width());
-    Workspace<int32_t> inner(cut.most_vectors());
-    for (int64_t block = begin; block < end; ++block) {
-      const int64_t first = block * cut.width();
-      const int64_t channels = least<int64_t>(cut.width(), problem.C - first);
-      for (int64_t i = 0; i < taps * cut.width(); ++i) totals[i] = 0;
-      for (int64_t index = 0; index < cut.tiling.count(); ++index) {
-        const Tile tile = cut.tiling.outputs(index);
-        input.pack(layout, tile, first, channels, packed.data());
-        const int64_t whole = cut.places_by_kind(tile, inner.data());
-        S* to = factors.data();
-        S* end = to + whole * n;
-        for_rows(cut, tile, [&](int64_t, int64_t image, int64_t y) {
-          load_row(to, end, source.at(image, first, y, tile.x), cut.by_channels, channels,
-                   tile.columns);
+    Workspace<int32_t> inner(cut.largest());
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t block = item / chunks, chunk = item % chunks, channels = cut.size(block);
+      double* totals = partials.data() + chunk * size + cut.begin(block) * taps;
+      for (int64_t i = 0; i < ceil_div(channels, n) * n * taps; ++i) totals[i] = 0;
+      for (int64_t index = chunk * tiles / chunks; index < (chunk + 1) * tiles / chunks; ++index) {
+        const Tile tile = cut.tiling.results(index);
+        input.pack(layout, cut.tiling.outputs(tile), cut.begin(block), channels, packed.data());
+        cut.pixel_offsets(tile, inner.data());
+        for_vectors<S>(channels, [&](int64_t v, int filled) {
+          const int64_t first = cut.begin(block) + v * n;
+          for_pixel_runs(tile, gradient.source.joined(tile.columns),
+                         [&](int64_t pixel, int64_t count, int64_t image, int64_t y) {
+                           pack_lanes(factors.data() + pixel * n, n, count, filled,
+                                      gradient.source.at(image, first, y, tile.x), &Strides::w,
+                                      &Strides::c);
+                         });
+          multiply(packed.data() + v * n, outer.data(), taps, inner.data(), tile.pixels(),
+                   factors.data(), sums.data());
+          for (int64_t i = 0; i < taps * n; ++i) totals[v * n * taps + i] += sums[i];
         });
-        multiply<Factors::vectors>(packed.data(), outer.data(), taps, inner.data(), whole,
-                                   factors.data(), n, sums.data(), false);
-        multiply<Factors::part>(packed.data(), outer.data(), taps, inner.data() + whole,
-                                cut.vectors(tile) - whole, factors.data() + whole * n,
-                                static_cast<int>(tile.columns % n), sums.data(), whole > 0);
-        for (int64_t i = 0; i < taps * n; ++i)
-          totals[i / n * cut.width() + i % cut.width()] += sums[i];
-      }
-      for (int64_t c = 0; c < channels; ++c) {
-        for (int64_t tap = 0; tap < taps; ++tap) {
-          grad_weight[problem.weight.at(first + c, 0, tap / problem.S, tap % problem.S)] =
-              static_cast<T>(static_cast<S>(totals[tap * cut.width() + c]));
-        }
       }
     }
   });
+  for (int64_t c = 0; c < problem.C; ++c) {
+    for (int64_t tap = 0; tap < taps; ++tap) {
+      double total = 0;
+      for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+        total += partials[chunk * size + (c / n * taps + tap) * n + c % n];
+      }
+      grad_weight[problem.weight.at(c, 0, tap / problem.S, tap % problem.S)] =
+          static_cast<T>(static_cast<S>(total));
+    }
+  }
 }
 
 void wgrad(const Conv2dProblem& problem, Dtype dtype, const void* grad_output,

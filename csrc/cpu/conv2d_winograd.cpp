@@ -291,8 +291,8 @@ void correlate_by_patches(const Correlation<T>& problem, const Reader& reader,
                      0, tiling.largest_columns()};
   const int64_t most = Patches<F>(largest).count();
   // Patches at a tile's end may read rows and columns beyond those of its outputs.
-  const Layout layout =
-      Layout::make(problem.y, problem.x, tiling, block, true, kLanes<T>, sizeof(T), F::kOut - 1);
+  const Layout layout = Layout::make(problem.y, problem.x, tiling, block, true, kLanes<T>,
+                                     kTileBytes / sizeof(T), F::kOut - 1);
   Workspace<int32_t> channels(block);
   for (int32_t c = 0; c < block; ++c) channels[c] = c;
 

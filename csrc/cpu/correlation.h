@@ -18,7 +18,7 @@
 #pragma once
 
 #include "../parallel.h"
-#include "../registry.h"
+#include "lanes.h"
 #include "microkernel.h"
 
 namespace cnnkernels::cpu::CNNKERNELS_ISA {
@@ -58,6 +58,15 @@ struct Axis {
   int64_t extent(int64_t count) const {
     return count + greatest(shift(0), shift(taps - 1)) - least_shift();
   }
+  // The first source position that output i reads, and whether all positions that any output reads
+  // lie within the source.
+  int64_t begin(int64_t i) const { return i * step + least(position(0), position(taps - 1)); }
+  bool inside() const {
+    return begin(0) >= 0 &&
+           greatest(position(0), position(taps - 1)) + (outputs - 1) * int64_t{step} < sources;
+  }
+  // The same outputs and taps as neighbours.
+  Axis close() const { return {outputs, sources, taps, 1, 0, delta, first_tap, tap_step}; }
   // The source position at place `place` of a slot, in a tile that begins with output `first`.
   int64_t source(int64_t first, int slot, int64_t place) const {
     return (first + least_shift() + place) * step + residue(slot);
@@ -151,10 +160,11 @@ struct Layout {
   int64_t channels;                                     // of a block
   int64_t image, channel, slot_y, slot_x, row, column;  // distances
 
-  // `multiple`: what channels_last pads a pixel's channels to; `spare`: places that nothing is
-  // packed into, at the end of rows and columns.
+  // Of at most so many elements, where more than one channel fits. `multiple`: what channels_last
+  // pads a pixel's channels to; `spare`: places that nothing is packed into, at the end of rows
+  // and columns.
   static Layout make(const Axis& y, const Axis& x, const Tiling& tiling, int64_t channels,
-                     bool channels_last, int multiple, int64_t element_bytes, int spare = 0) {
+                     bool channels_last, int multiple, int64_t elements, int spare = 0) {
     Layout layout{y,
                   x,
                   y.extent(tiling.largest_rows()) + spare,
@@ -170,15 +180,22 @@ struct Layout {
     const int64_t plane = layout.rows * layout.columns * y.slots() * x.slots();
     const int64_t images = tiling.images.largest();
     layout.channels =
-        Partition(channels,
-                  clamp<int64_t>(kTileBytes / (plane * images * element_bytes), 1, channels))
-            .largest();
+        Partition(channels, clamp<int64_t>(elements / (plane * images), 1, channels)).largest();
     layout.channel = channels_last ? 1 : spread(plane);
     layout.column = channels_last ? ceil_div(layout.channels, multiple) * multiple : 1;
     layout.row = layout.columns * layout.column;
     layout.slot_x = layout.rows * layout.row;
     layout.slot_y = x.slots() * layout.slot_x;
     layout.image = channels_last ? y.slots() * layout.slot_y : layout.channels * layout.channel;
+    return layout;
+  }
+  // Of the source itself, where it need not be packed.
+  static Layout in_place(const Axis& y, const Axis& x, const Strides& strides, int64_t channels) {
+    Layout layout{};
+    layout.y = y.close(), layout.x = x.close();
+    layout.channels = channels;
+    layout.image = strides.n, layout.channel = strides.c;
+    layout.row = strides.h * y.step, layout.column = strides.w * x.step;
     return layout;
   }
   int64_t elements(const Tiling& tiling) const { return tiling.images.largest() * image; }
@@ -259,6 +276,29 @@ void pack_line(const Layout& layout, const LinePlaces& on_line, const Source<T>&
   }
 }
 
+// Asks for the rows of a tile, plane by plane: they come faster so than in the order in which they
+// are transposed, which is a piece of each plane in turn.
+template <class T>
+void prefetch_planes(const Layout& layout, const Tile& tile, const Source<T>& source,
+                     int64_t count) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  const Axis &y = layout.y, &x = layout.x;
+  const int64_t h = clamp<int64_t>(y.source(tile.y, 0, 0), 0, y.sources);
+  const int64_t end =
+      clamp<int64_t>(y.source(tile.y, y.slots() - 1, y.extent(tile.rows)), h, y.sources);
+  const int64_t w = clamp<int64_t>(x.source(tile.x, 0, 0), 0, x.sources);
+  const int64_t columns =
+      clamp<int64_t>(x.source(tile.x, x.slots() - 1, x.extent(tile.columns)), w, x.sources) - w;
+  const bool joined = source.strides.h == columns;
+  for (int64_t c = 0; c < count; ++c) {
+    for (int64_t row = h; row < (joined ? least(h + 1, end) : end); ++row) {
+      const T* line = source.data + source.strides.at(0, c, row, w);
+      const int64_t length = joined ? columns * (end - h) : columns;
+      for (int64_t i = 0; i < length; i += kLine) __builtin_prefetch(line + i);
+    }
+  }
+}
+
 // Copies a tile of `count` channels; the source begins with the first of them.
 template <class T>
 void pack_tile(const Layout& layout, const Tile& tile, const Source<T>& source, int64_t count,
@@ -266,6 +306,11 @@ void pack_tile(const Layout& layout, const Tile& tile, const Source<T>& source, 
   const int64_t lines = layout.channels_last ? 1 : count;
   const int64_t places = layout.y.extent(tile.rows);
   const int64_t width = layout.x.extent(tile.columns) * layout.column;
+  if (layout.channels_last && source.strides.w == 1) {
+    for (int64_t n = 0; n < tile.images; ++n) {
+      prefetch_planes(layout, tile, source.at(tile.n + n, 0, 0, 0), count);
+    }
+  }
   for (int slot_x = 0; slot_x < layout.x.slots(); ++slot_x) {
     const LinePlaces on_line(layout.x, tile, slot_x);
     for (int slot_y = 0; slot_y < layout.y.slots(); ++slot_y) {
@@ -347,6 +392,20 @@ struct TensorReader {
   bool channels_last() const { return source.strides.c == 1 && source.strides.w != 1; }
   static constexpr int kMultiple = 1;
 
+  // Whether a product can do without a packed tile: what it reads lies close, inside, and as sums
+  // do, and taps are as far apart as outputs.
+  bool in_place(const Axis& y, const Axis& x) const {
+    return std::is_same_v<T, Sum<T>> && source.relu == nullptr && channels_last() && y.inside() &&
+           x.inside() && (y.step == 1 || y.taps == 1) && (x.step == 1 || x.taps == 1);
+  }
+  const Strides& strides() const { return source.strides; }
+  // Where it then finds a tile.
+  const Sum<T>* find(const Axis& y, const Axis& x, const Tile& tile, int64_t c) const {
+    if constexpr (std::is_same_v<T, Sum<T>>) {
+      return source.at(tile.n, c, y.begin(tile.y), x.begin(tile.x)).data;
+    }
+    return nullptr;
+  }
   // A tile of `count` channels from c on.
   void pack(const Layout& layout, const Tile& tile, int64_t c, int64_t count,
             Sum<T>* packed) const {
@@ -454,66 +513,6 @@ Correlation<T> dgrad_of(const Conv2dProblem& problem, const void* weight, int y,
                     problem.dilation_w),
       {static_cast<const T*>(weight), {strides.c, strides.n, strides.h, strides.w}, nullptr, {}},
       filters * strides.n};
-}
-
-template <class T>
-Vector<T> relu(Vector<T> values) {
-  return values < 0 ? Vector<T>{} : values;
-}
-
-template <class T>
-void store_run(T* __restrict to, int64_t stride, int64_t count, const Sum<T>* __restrict values) {
-  if (stride == 1) {
-    for (int64_t i = 0; i < count; ++i) to[i] = static_cast<T>(values[i]);
-  } else {
-    for (int64_t i = 0; i < count; ++i) to[i * stride] = static_cast<T>(values[i]);
-  }
-}
-
-// Of a vector of filters; zeros where there is none.
-template <class T>
-Vector<Sum<T>> load_bias(const Epilogue& epilogue, int64_t filter, int filled) {
-  Vector<Sum<T>> values = {};
-  const T* bias = static_cast<const T*>(epilogue.bias);
-  for (int f = 0; f < filled && bias != nullptr; ++f) {
-    values[f] = static_cast<Sum<T>>(bias[(filter + f) * epilogue.bias_stride]);
-  }
-  return values;
-}
-
-// Stores `count` pixels x `filled` filters (one vector of them) from sums[pixel * pitch + filter].
-template <class T>
-void store_lanes(const Sum<T>* sums, int64_t pitch, int64_t count, int filled, int64_t filter,
-                 const Epilogue& epilogue, T* to, int64_t pixel_stride, int64_t filter_stride) {
-  using S = Sum<T>;
-  constexpr int n = kLanes<S>;
-  const Vector<S> added = load_bias<T>(epilogue, filter, filled);
-  for (int64_t first = 0; first < count; first += n) {
-    const int64_t pixels = least<int64_t>(n, count - first);
-    Vector<S> square[n] = {};
-    for (int64_t i = 0; i < pixels; ++i) {
-      square[i] = load(sums + (first + i) * pitch) + added;
-      if (epilogue.relu) square[i] = relu<S>(square[i]);
-    }
-    S values[n];
-    if (filter_stride == 1) {
-      for (int64_t i = 0; i < pixels; ++i) {
-        store<S>(values, square[i]);
-        store_run(to + (first + i) * pixel_stride, 1, filled, values);
-      }
-      continue;
-    }
-    transpose<S>(square);
-    for (int f = 0; f < filled; ++f) {
-      store<S>(values, square[f]);
-      T* line = to + f * filter_stride + first * pixel_stride;
-      if (pixels == n) {
-        store_run(line, pixel_stride, n, values);
-      } else {
-        store_run(line, pixel_stride, pixels, values);
-      }
-    }
-  }
 }
 
 // Calls body(at, length, filter, filled, place) for all runs of a tile's results that follow each

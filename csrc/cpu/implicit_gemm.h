@@ -63,18 +63,21 @@ void correlate(const Correlation<T>& problem, const Reader& reader, const Writer
   const int64_t taps = problem.y.taps * problem.x.taps;
   const int64_t depth = problem.channels * taps;
   Workspace<S> weights(problem.groups * panels.padded() * depth);
+  const bool in_place = depth > 0 && reader.in_place(problem.y, problem.x);
   Layout layout{};
-  if (depth > 0) {
-    pack_weights(problem, panels, weights.data());
+  if (depth > 0) pack_weights(problem, panels, weights.data());
+  if (in_place) {
+    layout = Layout::in_place(problem.y, problem.x, reader.strides(), problem.channels);
+  } else if (depth > 0) {
     layout = Layout::make(problem.y, problem.x, tiling, problem.channels, reader.channels_last(),
-                          Reader::kMultiple, sizeof(S));
+                          Reader::kMultiple, kTileBytes / sizeof(S));
   }
   Workspace<int32_t> tap_offsets(layout.channels * taps);
   if (depth > 0) layout.tap_offsets(tap_offsets.data());
 
   const int64_t items = tiling.count() * panels.ranges.count;
   parallel_for(problem.groups * items, 1, [&](int64_t begin, int64_t end) {
-    Workspace<S> packed(depth == 0 ? 0 : layout.elements(tiling));
+    Workspace<S> packed(depth == 0 || in_place ? 0 : layout.elements(tiling));
     Workspace<S> sums(tiling.largest() * panels.largest_range());
     Workspace<int32_t> pixel_offsets(tiling.largest());
     for (int64_t item = begin; item < end; ++item) {
@@ -89,13 +92,19 @@ void correlate(const Correlation<T>& problem, const Reader& reader, const Writer
       }
       for (int64_t c = 0; c < problem.channels && taps > 0; c += layout.channels) {
         const int64_t count = least(layout.channels, problem.channels - c);
-        reader.pack(layout, tile, group * problem.channels + c, count, packed.data());
+        const int64_t first_channel = group * problem.channels + c;
+        const S* source = packed.data();
+        if (in_place) {
+          source = reader.find(problem.y, problem.x, tile, first_channel);
+        } else {
+          reader.pack(layout, tile, first_channel, count, packed.data());
+        }
         for (int64_t d = 0; d < count * taps; d += kDepth) {
           for (int64_t i = 0; i < panels.ranges.size(range); ++i) {
             const int64_t panel = panels.ranges.begin(range) + i;
             const int64_t vectors = panels.panels.size(panel), first = panels.panel_begin(panel);
-            multiply(vectors, packed.data(), pixel_offsets.data(), tile.pixels(),
-                     tap_offsets.data() + d, least<int64_t>(kDepth, count * taps - d),
+            multiply(vectors, source, pixel_offsets.data(), tile.pixels(), tap_offsets.data() + d,
+                     least<int64_t>(kDepth, count * taps - d),
                      weights.data() + (group * panels.padded() + first) * depth +
                          (c * taps + d) * vectors * panels.lanes,
                      sums.data() + first - panels.range_begin(range), pitch, c + d > 0);
@@ -143,12 +152,12 @@ void weight_gradient(const Conv2dProblem& problem, const Reader& gradient, const
   const Panels panels(problem.group_filters(), kLanes<S>);
   if (problem.N == 0) return add_partials<T>(problem, panels, 0, nullptr, grad_weight);
   const int64_t channels = problem.group_channels();
-  const Layout layout =
-      Layout::make(forward_axis(problem.P, problem.H, problem.R, problem.stride_h, problem.pad_top,
-                                problem.dilation_h),
-                   forward_axis(problem.Q, problem.W, problem.S, problem.stride_w, problem.pad_left,
-                                problem.dilation_w),
-                   tiling, channels, input.channels_last(), input.kMultiple, sizeof(S));
+  const Layout layout = Layout::make(forward_axis(problem.P, problem.H, problem.R, problem.stride_h,
+                                                  problem.pad_top, problem.dilation_h),
+                                     forward_axis(problem.Q, problem.W, problem.S, problem.stride_w,
+                                                  problem.pad_left, problem.dilation_w),
+                                     tiling, channels, input.channels_last(), input.kMultiple,
+                                     kTileBytes / sizeof(S));
   Workspace<int32_t> tap_offsets(layout.channels * layout.taps());
   layout.tap_offsets(tap_offsets.data());
 

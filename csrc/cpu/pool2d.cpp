@@ -5,19 +5,19 @@
 // line whose tap lies inside the input is folded into the line's results: a loop without
 // branches, along vectors. Adaptive windows in a row differ in width, so that their line is folded
 // in two steps: the rows under it into a line of input columns, then the columns of each window.
+// Small planes are transposed to channels_last for it.
 //
 // The backward passes give each plane (channels_last: a block of planes)
 // to one thread, which adds the gradients in a fixed order: same bits for any number of threads.
 //
 // Cost: input + output + argmax bytes from memory, R * S loads an output from cache.
 #include <limits>
-#include <utility>
 #include <vector>
 
 #include "../parallel.h"
 #include "../summation.h"
 #include "isa.h"
-#include "types.h"
+#include "lanes.h"
 
 namespace cnnkernels::cpu::CNNKERNELS_ISA {
 namespace {
@@ -132,10 +132,14 @@ void for_lines(const Problem& problem, bool last, const Make& make, const Body& 
       greatest<int64_t>(1, kGrain / greatest<int64_t>(1, length * problem.R * problem.S));
   parallel_for(problem.N * middle * inner, grain, [&](int64_t begin, int64_t end) {
     auto state = make();
+    // Counted on, since a line may cost less than the divisions.
+    int64_t n = begin / inner / middle, m = begin / inner % middle, k = begin % inner;
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t n = i / inner / middle, m = i / inner % middle;
-      const int k = static_cast<int>(i % inner);
-      body(last ? Line{n, 0, static_cast<int>(m), k, length} : Line{n, m, k, 0, length}, state);
+      const int row = static_cast<int>(last ? m : k), column = static_cast<int>(last ? k : 0);
+      body(Line{n, last ? 0 : m, row, column, length}, state);
+      if (++k < inner) continue;
+      k = 0;
+      if (++m == middle) m = 0, ++n;
     }
   });
 }
@@ -146,6 +150,20 @@ void with_stride(int64_t stride, const Loop& loop) {
   if (stride == 1) return loop(std::integral_constant<int64_t, 1>{});
   if (stride == 2) return loop(std::integral_constant<int64_t, 2>{});
   loop(stride);
+}
+
+// A vector of a line's elements, `step` apart.
+template <class T, class Step>
+Vector<Sum<T>> load_line(const T* from, Step step) {
+  using S = Sum<T>;
+  constexpr int n = kLanes<S>;
+  if constexpr (std::is_same_v<T, S> && !std::is_same_v<Step, int64_t>) {
+    if constexpr (Step::value == 1) return load(from);
+    return load_every_second(from, std::make_integer_sequence<int, n>{});
+  }
+  S values[n];
+  for (int lane = 0; lane < n; ++lane) values[lane] = static_cast<S>(from[lane * step]);
+  return load(values);
 }
 
 template <class T>
@@ -204,11 +222,102 @@ class TapOffsets {
   Workspace<int64_t> offsets_;
 };
 
+// Small planes, whose lines are shorter than what a line costs to set up, are pooled by blocks of
+// kBlock of them, transposed so that their channels lie closest: whole vectors whatever the size.
+constexpr int kBlock = 16;
+constexpr int64_t kSmallPlane = 2048;
+
+// The same problem, with planes of all images as those of one where strides allow.
+template <class Problem>
+Problem joined_images(Problem problem) {
+  Strides* const tensors[] = {&problem.input, &problem.output, &problem.argmax};
+  for (Strides* strides : tensors) {
+    if (problem.C == 1) strides->c = strides->n;
+    if (strides->n != problem.C * strides->c) return problem;
+  }
+  problem.C *= problem.N;
+  problem.N = 1;
+  return problem;
+}
+
+// A block: where its planes begin, and the problem of the transposed ones.
+template <class Problem>
+struct Block {
+  Problem problem, transposed;
+  int64_t n, c;
+
+  int filled(int64_t lane, int n) const {
+    return static_cast<int>(clamp<int64_t>(problem.C - c - lane, 0, n));
+  }
+  int64_t inputs() const { return static_cast<int64_t>(problem.H) * problem.W * kBlock; }
+  int64_t outputs() const { return static_cast<int64_t>(problem.P) * problem.Q * kBlock; }
+
+  // Calls body(first element of the transposed, pixels, lanes, place in the tensor) for the runs of
+  // pixels that follow each other without a gap, and each vector of planes.
+  template <int kWidth, class Body>
+  void for_runs(int64_t rows, int64_t columns, const Strides& strides, const Body& body) const {
+    const int64_t runs = strides.h == columns * strides.w ? 1 : rows;
+    const int64_t length = rows * columns / runs;
+    for (int64_t run = 0; run < runs; ++run) {
+      for (int64_t lane = 0; lane < kBlock; lane += kWidth) {
+        body(run * length * kBlock + lane, length, filled(lane, kWidth),
+             strides.at(n, c + lane, run, 0));
+      }
+    }
+  }
+};
+
+// Calls body(block) for all planes, if they are small, and returns whether they are.
+template <class S, class Code, class Problem, class Body>
+bool by_blocks(const Problem& problem, const Body& body) {
+  const int64_t plane = greatest(static_cast<int64_t>(problem.H) * problem.W,
+                                 static_cast<int64_t>(problem.P) * problem.Q);
+  const bool suits = std::is_same_v<S, float> && !std::is_same_v<Code, int64_t> &&
+                     plane <= kSmallPlane && !channels_last(problem.input, problem.output);
+  if (!suits) return false;
+  Block<Problem> first{joined_images(problem), problem, 0, 0};
+  if (first.problem.C < kBlock / 2) return false;
+  first.transposed.N = 1;
+  first.transposed.C = kBlock;
+  first.transposed.input = {0, 1, int64_t{problem.W} * kBlock, kBlock};
+  first.transposed.output = {0, 1, int64_t{problem.Q} * kBlock, kBlock};
+  first.transposed.argmax = first.transposed.output;
+  const int64_t blocks = ceil_div(first.problem.C, kBlock);
+  parallel_for(first.problem.N * blocks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t item = begin; item < end; ++item) {
+      Block<Problem> block = first;
+      block.n = item / blocks, block.c = item % blocks * kBlock;
+      body(block);
+    }
+  });
+  return true;
+}
+
+template <class T, class Problem>
+void transpose_in(const Block<Problem>& block, int64_t rows, int64_t columns,
+                  const Strides& strides, const T* tensor, Sum<T>* to) {
+  block.template for_runs<kLanes<Sum<T>>>(
+      rows, columns, strides, [&](int64_t first, int64_t count, int filled, int64_t place) {
+        pack_lanes<T>(to + first, kBlock, count, filled, {tensor + place, strides, nullptr, {}},
+                      &Strides::w, &Strides::c);
+      });
+}
+
+template <class T, class Problem>
+void transpose_out(const Block<Problem>& block, int64_t rows, int64_t columns,
+                   const Strides& strides, const Sum<T>* from, T* tensor) {
+  block.template for_runs<kLanes<Sum<T>>>(
+      rows, columns, strides, [&](int64_t first, int64_t count, int filled, int64_t place) {
+        store_lanes(from + first, kBlock, count, filled, 0, {nullptr, 0, false}, tensor + place,
+                    strides.w, strides.c);
+      });
+}
+
 // The largest values of a line so far, and their taps.
 template <class T>
 class Maxima {
  public:
-  using Tap = std::conditional_t<std::is_same_v<T, double>, int64_t, int32_t>;
+  using Tap = Index<Sum<T>>;
 
   explicit Maxima(int64_t length) : values_(length + kWidth), taps_(length + kWidth) {}
 
@@ -231,7 +340,7 @@ class Maxima {
     with_stride(stride, [&](auto step) {
       int64_t i = 0;
       for (; i + kWidth <= count; i += kWidth) {
-        fold_vector(tap, first + i, load_vector(from + i * step, step));
+        fold_vector(tap, first + i, load_line<T>(from + i * step, step));
       }
       if (i == count) return;
       Sum<T> values[kWidth];
@@ -245,28 +354,6 @@ class Maxima {
  private:
   static constexpr int kWidth = kLanes<Sum<T>>;
   static constexpr Sum<T> kLowest = -std::numeric_limits<Sum<T>>::infinity();
-
-  template <class Step>
-  static Vector<Sum<T>> load_vector(const T* from, Step step) {
-    if constexpr (std::is_same_v<T, Sum<T>> &&
-                  std::is_same_v<Step, std::integral_constant<int64_t, 1>>) {
-      return load(from);
-    }
-    if constexpr (std::is_same_v<T, Sum<T>> &&
-                  std::is_same_v<Step, std::integral_constant<int64_t, 2>>) {
-      return load_every_second(from, std::make_integer_sequence<int, kWidth>{});
-    }
-    Sum<T> values[kWidth];
-    for (int lane = 0; lane < kWidth; ++lane) values[lane] = static_cast<Sum<T>>(from[lane * step]);
-    return load(values);
-  }
-
-  // The second of two vectors begins so early that it ends with the last element.
-  template <int... kLane>
-  static Vector<Sum<T>> load_every_second(const T* from, std::integer_sequence<int, kLane...>) {
-    constexpr Vector<Tap> kPlaces = {(2 * kLane < kWidth ? 2 * kLane : 2 * kLane + 1)...};
-    return __builtin_shuffle(load(from), load(from + kWidth - 1), kPlaces);
-  }
 
   void fold_vector(Tap tap, int64_t first, Vector<Sum<T>> value) {
     const Vector<Sum<T>> best = load(values_.data() + first);
@@ -329,6 +416,26 @@ void find_maxima(const AdaptivePool2dProblem& problem, const Windows& windows, c
 
 template <class Problem, class T, class Code>
 void max_forward(const Problem& problem, const T* input, T* output, Code* argmax) {
+  using S = Sum<T>;
+  const bool done = by_blocks<S, Code>(problem, [&](const Block<Problem>& block) {
+    if constexpr (std::is_same_v<S, float>) {
+      const Problem& planes = block.problem;
+      Workspace<S> inputs(block.inputs()), maxima(block.outputs());
+      Workspace<int32_t> taps(argmax == nullptr ? 0 : block.outputs());
+      transpose_in(block, planes.H, planes.W, planes.input, input, inputs.data());
+      max_forward(block.transposed, inputs.data(), maxima.data(),
+                  argmax == nullptr ? nullptr : taps.data());
+      transpose_out(block, planes.P, planes.Q, planes.output, maxima.data(), output);
+      if (argmax == nullptr) return;
+      block.template for_runs<kLanes<S>>(
+          planes.P, planes.Q, planes.argmax,
+          [&](int64_t first, int64_t count, int filled, int64_t place) {
+            store_codes<S>(taps.data() + first, kBlock, count, filled, argmax + place,
+                           planes.argmax.w, planes.argmax.c);
+          });
+    }
+  });
+  if (done) return;
   const bool last = channels_last(problem.input, problem.output);
   const TapOffsets offsets(problem, problem.W, 1);  // counted as torch's index is
   const Windows windows(problem);
@@ -721,6 +828,14 @@ void avg_forward(const Problem& problem, const T* input, T* output) {
   if constexpr (kTwoSteps<Problem>) {
     if (is_global(problem)) return global_avg_forward(problem, input, output);
   }
+  const bool done = by_blocks<S, void>(problem, [&](const Block<Problem>& block) {
+    const Problem& planes = block.problem;
+    Workspace<S> inputs(block.inputs()), averages(block.outputs());
+    transpose_in(block, planes.H, planes.W, planes.input, input, inputs.data());
+    avg_forward(block.transposed, inputs.data(), averages.data());
+    transpose_out(block, planes.P, planes.Q, planes.output, averages.data(), output);
+  });
+  if (done) return;
   const Windows windows(problem);
   const Divisors<S> divisors(problem, windows);
   const bool last = channels_last(problem.input, problem.output);

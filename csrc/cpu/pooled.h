@@ -19,10 +19,6 @@
 namespace cnnkernels::cpu::CNNKERNELS_ISA {
 namespace {
 
-// Integers as wide as sums.
-template <class T>
-using Index = std::conditional_t<std::is_same_v<T, double>, int64_t, int32_t>;
-
 // A sum as the convolution would store it.
 template <class T>
 Vector<Sum<T>> rounded(Vector<Sum<T>> sums) {
@@ -92,35 +88,6 @@ inline bool overlapping(const Pool2dProblem& pool) {
 }
 
 // ---- forward ----
-
-// Stores codes[result][filter] of `count` results and `filled` filters.
-template <class S, class Code>
-void store_codes(const Index<S>* codes, int64_t pitch, int64_t count, int filled, Code* to,
-                 int64_t result_stride, int64_t filter_stride) {
-  constexpr int n = kLanes<S>;
-  for (int64_t first = 0; first < count; first += n) {
-    const int64_t results = least<int64_t>(n, count - first);
-    Index<S> values[n];
-    if (filter_stride == 1) {
-      for (int64_t i = 0; i < results; ++i) {
-        Code* line = to + (first + i) * result_stride;
-        for (int f = 0; f < filled; ++f)
-          line[f] = static_cast<Code>(codes[(first + i) * pitch + f]);
-      }
-      continue;
-    }
-    Vector<S> square[n] = {};
-    for (int64_t i = 0; i < results; ++i) {
-      square[i] = (Vector<S>)load(codes + (first + i) * pitch);
-    }
-    transpose<S>(square);
-    for (int f = 0; f < filled; ++f) {
-      store<Index<S>>(values, (Vector<Index<S>>)square[f]);
-      Code* line = to + f * filter_stride + first * result_stride;
-      for (int64_t i = 0; i < results; ++i) line[i * result_stride] = static_cast<Code>(values[i]);
-    }
-  }
-}
 
 template <class T>
 class PoolWriter {
@@ -245,6 +212,9 @@ class PooledReader {
 
   static constexpr int kMultiple = n;
   bool channels_last() const { return true; }  // whatever the tensors are
+  bool in_place(const Axis&, const Axis&) const { return false; }
+  const Strides& strides() const { return grad_.strides; }
+  const S* find(const Axis&, const Axis&, const Tile&, int64_t) const { return nullptr; }
 
   void pack(const Layout& layout, const Tile& tile, int64_t c, int64_t count, S* packed) const {
     // The tile of the convolution's outputs, which are the source, with its halo.
@@ -304,19 +274,6 @@ class PooledReader {
     Vector<Index<S>> codes[n];
   };
 
-  template <class Code>
-  static Vector<Index<S>> load_codes(const Code* from, int64_t stride, int64_t count) {
-    typedef Code Codes __attribute__((vector_size(n * sizeof(Code))));
-    if (stride == 1 && count == n) {
-      Codes codes;
-      std::memcpy(&codes, from, sizeof codes);
-      return __builtin_convertvector(codes, Vector<Index<S>>);
-    }
-    Index<S> run[n] = {};
-    for (int64_t i = 0; i < count; ++i) run[i] = from[i * stride];
-    return load(run);
-  }
-
   // Of `count` windows from (i, j) on, for `filled` channels from k on.
   template <class Code>
   void load_square(const Code* codes, int64_t image, int64_t k, int filled, int64_t i, int64_t j,
@@ -325,23 +282,12 @@ class PooledReader {
     const Source<T> grad = grad_.at(image, k, i, j);
     codes += strides.at(image, k, i, j);
     S gradients[n * n];
+    Index<S> window_codes[n * n];
     pack_lanes(gradients, n, count, filled, grad, &Strides::w, &Strides::c);
+    pack_codes<S>(window_codes, n, count, filled, codes, strides.w, strides.c);
     for (int64_t window = 0; window < count; ++window) {
       square.gradients[window] = load(gradients + window * n);
-    }
-    if (strides.c == 1) {
-      for (int64_t window = 0; window < count; ++window) {
-        square.codes[window] = load_codes(codes + window * strides.w, 1, filled);
-      }
-      return;
-    }
-    Vector<S> bits[n] = {};
-    for (int channel = 0; channel < filled; ++channel) {
-      bits[channel] = (Vector<S>)load_codes(codes + channel * strides.c, strides.w, count);
-    }
-    transpose<S>(bits);
-    for (int64_t window = 0; window < count; ++window) {
-      square.codes[window] = (Vector<Index<S>>)bits[window];
+      square.codes[window] = load(window_codes + window * n);
     }
   }
 

@@ -3,7 +3,7 @@
 // merges code compiled for different machines.
 #pragma once
 
-#if defined(__F16C__)
+#if defined(__F16C__) || defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -79,6 +79,30 @@ Vector<T> load(const T* from) {
 template <class T>
 void store(T* to, const Vector<T>& vector) {
   std::memcpy(to, &vector, sizeof vector);
+}
+
+// The first `count` elements, then zeros; no more than these are read.
+template <class T>
+Vector<T> load_part(const T* from, int64_t count) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float>) {
+    return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), from);
+  } else if constexpr (std::is_same_v<T, double>) {
+    return _mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << count) - 1), from);
+  }
+#elif defined(__AVX2__)
+  if constexpr (std::is_same_v<T, float>) {
+    const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm256_maskload_ps(
+        from, _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), lanes));
+  } else if constexpr (std::is_same_v<T, double>) {
+    const __m256i lanes = _mm256_setr_epi64x(0, 1, 2, 3);
+    return _mm256_maskload_pd(from, _mm256_cmpgt_epi64(_mm256_set1_epi64x(count), lanes));
+  }
+#endif
+  T values[kLanes<T>] = {};
+  for (int i = 0; i < count; ++i) values[i] = from[i];
+  return load(values);
 }
 
 // Uninitialised memory, aligned to a cache line. A little of it needs no allocation, which is what
