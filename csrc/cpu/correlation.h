@@ -133,6 +133,14 @@ struct Tiling {
             Partition(rows, y.fitting(pixels / row)), Partition(columns, x.fitting(pixels))};
   }
   int64_t count() const { return images.count * rows.count * columns.count; }
+  // Whether all that results cover are outputs, of so many rows and columns: a pool's padding is
+  // not.
+  bool within(int64_t output_rows, int64_t output_columns) const {
+    const auto inside = [](const Cover& cover, const Partition& results, int64_t outputs) {
+      return cover.begin(0) >= 0 && cover.begin(results.total - 1) + cover.extent <= outputs;
+    };
+    return inside(y, rows, output_rows) && inside(x, columns, output_columns);
+  }
   int64_t largest_rows() const { return y.of(rows.largest()); }
   int64_t largest_columns() const { return x.of(columns.largest()); }
   int64_t largest() const { return images.largest() * largest_rows() * largest_columns(); }
