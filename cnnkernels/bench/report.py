@@ -141,4 +141,6 @@ def plot(machine: dict[str, Any], rows: Sequence[Row], path: Path) -> None:
     )
     speeds.margins(y=0.005)
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.savefig(path)
+    # Text as text: as outlines it would take most of an SVG.
+    with import_extra("matplotlib", "matplotlib", extra="viz").rc_context({"svg.fonttype": "none"}):
+        picture.savefig(path)

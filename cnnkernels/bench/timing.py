@@ -196,5 +196,5 @@ def _peak(device: torch.device) -> float:
     size = 1024
     a, b = torch.randn(2, size, size, device=device).unbind()
     torch.mm(a, b)
-    best = min(_seconds(lambda: (torch.mm(a, b),), device) for _ in range(10))
+    best = min(_seconds(lambda: (torch.mm(a, b),), device) for _ in range(30))
     return 2 * size**3 / best / 1e9
