@@ -97,8 +97,8 @@ def summary(rows: Sequence[Row]) -> Iterator[str]:
 def write_json(machine: dict[str, Any], rows: Sequence[Row], path: Path) -> None:
     """The report for programs."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    report = {"machine": machine, "rows": [row.as_json() for row in rows]}
-    path.write_text(json.dumps(report, indent=1) + "\n")
+    lines = ",\n".join(json.dumps(row.as_json()) for row in rows)
+    path.write_text(f'{{"machine": {json.dumps(machine)},\n"rows": [\n{lines}\n]}}\n')
 
 
 def plot(machine: dict[str, Any], rows: Sequence[Row], path: Path) -> None:

@@ -106,11 +106,7 @@ struct Cut {
     return tiling.images.largest() * tiling.rows.largest() * tiling.columns.largest();
   }
   void pixel_offsets(const Tile& results, int32_t* offsets) const {
-    for (int64_t n = 0; n < results.images; ++n)
-      for (int64_t p = 0; p < results.rows; ++p)
-        for (int64_t q = 0; q < results.columns; ++q)
-          *offsets++ = static_cast<int32_t>(n * layout.image + p * y.step * layout.row +
-                                            q * x.step * layout.column);
+    layout.pixel_offsets(results, offsets, y.step, x.step);
   }
 
  private:
@@ -126,17 +122,6 @@ template <class S, class Body>
 void for_vectors(int64_t channels, const Body& body) {
   constexpr int64_t n = kLanes<S>;
   for (int64_t c = 0; c < channels; c += n) body(c / n, static_cast<int>(least(n, channels - c)));
-}
-
-// Calls body(first pixel, count, n, y) for the rows of a tile, or for each image where its rows are
-// `joined`.
-template <class Body>
-void for_pixel_runs(const Tile& tile, bool joined, const Body& body) {
-  const int64_t rows = joined ? 1 : tile.rows;
-  const int64_t length = tile.rows * tile.columns / rows;
-  for (int64_t run = 0; run < tile.images * rows; ++run) {
-    body(run * length, length, tile.n + run / rows, tile.y + run % rows);
-  }
 }
 
 // Where a stride is larger than the filter, some pixels are read by no output.

@@ -17,6 +17,8 @@
 // so that the un-pooled output of a fused convolution, and its gradient, exist in cache alone.
 #pragma once
 
+#include <limits>
+
 #include "../parallel.h"
 #include "lanes.h"
 #include "microkernel.h"
@@ -224,15 +226,25 @@ struct Layout {
       }
     }
   }
-  // Offsets of a tile's pixels, in the order image, row, column.
-  void pixel_offsets(const Tile& tile, int32_t* offsets) const {
+  // Offsets of a tile's pixels, in the order image, row, column, of which neighbours are so many
+  // places apart.
+  void pixel_offsets(const Tile& tile, int32_t* offsets, int step_y = 1, int step_x = 1) const {
     for (int64_t n = 0; n < tile.images; ++n) {
       for (int64_t p = 0; p < tile.rows; ++p) {
         for (int64_t q = 0; q < tile.columns; ++q) {
-          *offsets++ = static_cast<int32_t>(n * image + p * row + q * column);
+          *offsets++ = static_cast<int32_t>(n * image + p * step_y * row + q * step_x * column);
         }
       }
     }
+  }
+  // Whether 32 bits hold the offsets of all that a tile reads: of a tensor's elements they may not.
+  bool fits_offsets(const Tiling& tiling) const {
+    const auto reach = [](const Axis& axis, int64_t results, int64_t distance) {
+      return (results + axis.extent(1)) * distance;
+    };
+    return tiling.images.largest() * image + channels * channel +
+               reach(y, tiling.largest_rows(), row) + reach(x, tiling.largest_columns(), column) <=
+           std::numeric_limits<int32_t>::max();
   }
 };
 
@@ -523,6 +535,17 @@ Correlation<T> dgrad_of(const Conv2dProblem& problem, const void* weight, int y,
       filters * strides.n};
 }
 
+// Calls body(first pixel, length, n, y) for the rows of a tile or, where its rows are `joined`, for
+// each image.
+template <class Body>
+void for_pixel_runs(const Tile& tile, bool joined, const Body& body) {
+  const int64_t rows = joined ? 1 : tile.rows;
+  const int64_t length = tile.rows * tile.columns / rows;
+  for (int64_t run = 0; run < tile.images * rows; ++run) {
+    body(run * length, length, tile.n + run / rows, tile.y + run % rows);
+  }
+}
+
 // Calls body(at, length, filter, filled, place) for all runs of a tile's results that follow each
 // other without a gap in the tensor they go to, and for each vector of a range's filters: numbers
 // [result][filter] from `at` on go to the tensor's element `place` and those `strides` apart.
@@ -531,18 +554,15 @@ void for_runs(const Tile& tile, const Strides& strides, const Panels& panels, in
               int64_t range, const Body& body) {
   const int64_t pitch = panels.range_padded(range);
   const int64_t begin = panels.range_begin(range);
-  const bool joined = strides.h == tile.columns * strides.w;
-  const int64_t runs = tile.images * (joined ? 1 : tile.rows);
-  const int64_t length = tile.pixels() / runs;
-  for (int64_t run = 0; run < runs; ++run) {
-    const int64_t n = joined ? run : run / tile.rows;
-    const int64_t y = joined ? 0 : run % tile.rows;
-    for (int64_t f = begin; f < begin + pitch && f < panels.filters; f += panels.lanes) {
-      const int64_t filter = group * panels.filters + f;
-      body(run * length * pitch + f - begin, length, filter, panels.filled(f),
-           strides.at(tile.n + n, filter, tile.y + y, tile.x));
-    }
-  }
+  for_pixel_runs(tile, strides.h == tile.columns * strides.w,
+                 [&](int64_t pixel, int64_t length, int64_t n, int64_t y) {
+                   for (int64_t f = begin; f < begin + pitch && f < panels.filters;
+                        f += panels.lanes) {
+                     const int64_t filter = group * panels.filters + f;
+                     body(pixel * pitch + f - begin, length, filter, panels.filled(f),
+                          strides.at(n, filter, y, tile.x));
+                   }
+                 });
 }
 
 // Bias, ReLU and the way out for a tile's sums.

@@ -63,13 +63,11 @@ void correlate(const Correlation<T>& problem, const Reader& reader, const Writer
   const int64_t taps = problem.y.taps * problem.x.taps;
   const int64_t depth = problem.channels * taps;
   Workspace<S> weights(problem.groups * panels.padded() * depth);
-  const bool in_place = depth > 0 && tiling.within(problem.y.outputs, problem.x.outputs) &&
-                        reader.in_place(problem.y, problem.x);
-  Layout layout{};
   if (depth > 0) pack_weights(problem, panels, weights.data());
-  if (in_place) {
-    layout = Layout::in_place(problem.y, problem.x, reader.strides(), problem.channels);
-  } else if (depth > 0) {
+  Layout layout = Layout::in_place(problem.y, problem.x, reader.strides(), problem.channels);
+  const bool in_place = depth > 0 && tiling.within(problem.y.outputs, problem.x.outputs) &&
+                        reader.in_place(problem.y, problem.x) && layout.fits_offsets(tiling);
+  if (depth > 0 && !in_place) {
     layout = Layout::make(problem.y, problem.x, tiling, problem.channels, reader.channels_last(),
                           Reader::kMultiple, kTileBytes / sizeof(S));
   }

@@ -231,6 +231,7 @@ constexpr int64_t kSmallPlane = 2048;
 template <class Problem>
 Problem joined_images(Problem problem) {
   Strides* const tensors[] = {&problem.input, &problem.output, &problem.argmax};
+  if (int64_t{problem.N} * problem.C > std::numeric_limits<int>::max()) return problem;
   for (Strides* strides : tensors) {
     if (problem.C == 1) strides->c = strides->n;
     if (strides->n != problem.C * strides->c) return problem;
