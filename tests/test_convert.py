@@ -587,7 +587,7 @@ def test_a_module_under_the_old_weight_norm_stays():
 def test_a_module_on_an_unsupported_device_stays(monkeypatch):
     # A device for which there are no kernels: meta, taken out of the list.
     module = importlib.import_module("cnnkernels.convert")
-    monkeypatch.setattr(module, "_DEVICES", ("cpu", "cuda"))
+    monkeypatch.setattr(module, "DEVICES", ("cpu", "cuda"))
     model = convert(nn.Sequential(conv().to("meta")))
 
     assert type(model[0]) is nn.Conv2d
