@@ -19,6 +19,7 @@ REQUIRED = {
     },
     "emulated": {
         "conv2d": {
+            "depthwise": CONV_PASSES - {"bgrad"},
             "tiled": CONV_PASSES - {"bgrad"},
             "tensor_core": CONV_PASSES - {"bgrad"},
             "implicit_gemm": CONV_PASSES - {"bgrad"},

@@ -13,6 +13,19 @@ namespace cnnkernels::CNN_TARGET {
 // grow with the length of a chain of additions, and two short chains err less than a long one.
 constexpr int kChannelsPerPart = 16;
 
+// Adds a part to the sums and begins the next one.
+template <class A, int kCount>
+__device__ void add_part(A (&part)[kCount], A (&sums)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) sums[i] += part[i], part[i] = A(0);
+}
+
+template <class A, int kRows, int kCount>
+__device__ void add_part(A (&part)[kRows][kCount], A (&sums)[kRows][kCount]) {
+#pragma unroll
+  for (int i = 0; i < kRows; ++i) add_part(part[i], sums[i]);
+}
+
 // The gradient of the convolution's sum: grad_output itself, or zero where a fused ReLU was
 // closed. NaN counts as open, as in torch.
 //

@@ -65,11 +65,6 @@ __device__ inline int place_of_column(int column, int stride) {
   return column % stride * kColumnsPerRemainder + column / stride;
 }
 
-// Is x in [0, size)? One comparison: as unsigned, negative numbers are large.
-__device__ inline bool inside(int x, int size) {
-  return static_cast<unsigned>(x) < static_cast<unsigned>(size);
-}
-
 // The rows of a filter and both strides, where a kernel is compiled for them; 0: any up to the
 // most.
 template <int kR, int kStride>
@@ -124,19 +119,6 @@ __device__ void fill_tile(A* tile, int pitch, int rows, int columns, int stride,
         if (row + j * step < rows) place[(row + j * step) * pitch] = values[j];
     }
   }
-}
-
-// Sums of many terms are kept in parts, whose errors grow less than those of one long chain.
-template <class A, int kCount>
-__device__ void add_part(A (&part)[kCount], A (&sums)[kCount]) {
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) sums[i] += part[i], part[i] = A(0);
-}
-
-template <class A, int kRows, int kCount>
-__device__ void add_part(A (&part)[kRows][kCount], A (&sums)[kRows][kCount]) {
-#pragma unroll
-  for (int i = 0; i < kRows; ++i) add_part(part[i], sums[i]);
 }
 
 // ---- fprop ----

@@ -20,6 +20,14 @@ __device__ inline int64_t global_thread() {
   return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
 }
 
+// Is x in [0, size)? One comparison: as unsigned, negative numbers are large.
+__device__ inline bool inside(int x, int size) {
+  return static_cast<unsigned>(x) < static_cast<unsigned>(size);
+}
+
+// Whether neighbours in memory are channels (channels_last), rather than columns.
+constexpr bool channels_fastest(const Strides& strides) { return strides.c < strides.w; }
+
 struct Position {
   int n, c, h, w;
 };
@@ -48,8 +56,8 @@ __device__ inline Position position_channels_last(int64_t index, int C, int H, i
 // The same for strides: neighbouring indices are neighbours in memory, in NCHW (w runs fastest) and
 // in channels_last (c does).
 __device__ inline Position position_of(int64_t index, int C, int H, int W, const Strides& strides) {
-  return strides.c >= strides.w ? position_nchw(index, C, H, W)
-                                : position_channels_last(index, C, H, W);
+  return channels_fastest(strides) ? position_channels_last(index, C, H, W)
+                                   : position_nchw(index, C, H, W);
 }
 
 // Whether a window has no pixel: dilation can put all of its taps into padding.

@@ -137,6 +137,7 @@ def products(which: Pass) -> int:
 # each tile. 2x2 pools of Model A, and of VGG-16 with its 64 channels.
 MODEL_A = (2, 1, 28, 28), (16, 5, 5)
 CONV3_2 = dict(shape=(1, 256, 16, 16), filters=(256, 3, 3), padding=1)
+DEPTHWISE = dict(shape=(1, 32, 28, 28), filters=(32, 3, 3), padding=1, groups=32)
 CASES: dict[str, Callable[[Gpu], Iterator[Pass]]] = {
     "Model A conv1, 28x28": partial(random_conv2d, shape=MODEL_A[0], filters=MODEL_A[1], padding=2),
     "Model A conv2, 14x14": partial(
@@ -150,6 +151,8 @@ CASES: dict[str, Callable[[Gpu], Iterator[Pass]]] = {
     "the same, channels_last, float16": partial(
         random_conv2d, **CONV3_2, layout=torch.channels_last, dtype=torch.float16
     ),
+    "depthwise 3x3, 32x28x28": partial(random_conv2d, **DEPTHWISE),
+    "depthwise 3x3, channels_last": partial(random_conv2d, **DEPTHWISE, layout=torch.channels_last),
     "2x2 pool, 64x32x32 NCHW": partial(
         random_pools, layout=torch.contiguous_format, shape=(1, 64, 32, 32), kernel_size=2
     ),
