@@ -1,11 +1,5 @@
-// Winograd's minimal filtering F(m x m, 3x3) (Lavin and Gray, "Fast Algorithms for Convolutional
-// Neural Networks", 2015), of 2x2 and of 4x4 outputs: 3x3 filters with stride 1, fprop and dgrad,
-// alone and with ReLU and pool.
-//
-//   output of m x m = A^T [ (G weight G^T) * (B^T input of (m+2) x (m+2) B) ] A,
-//
-// * element by element, so that a sum over channels is (m+2)^2 products of matrices, one for each
-// element of the square:
+// Winograd's minimal filtering (winograd.h) of 2x2 and of 4x4 outputs: 3x3 filters with stride 1,
+// fprop and dgrad, alone and with ReLU and pool.
 //
 //     tile of the source          V[product][patch][channel]   M[product][patch][filter]
 //     with halo, channels   --->  patches of 4x4, each    ---> V * U, summed over      --->  sums
@@ -23,6 +17,7 @@
 // Error: the transforms of 2x2 add some 3 times what the direct sum rounds, at most, those of 4x4
 // some 10 times (docs/performance.md), so that they run under fast_math alone; a NaN or infinity
 // spreads over the patch that reads it.
+#include "../winograd.h"
 #include "implicit_gemm.h"
 #include "isa.h"
 #include "pooled.h"
@@ -30,80 +25,19 @@
 namespace cnnkernels::cpu::CNNKERNELS_ISA {
 namespace {
 
-constexpr int kTaps = 3;
+constexpr int kTaps = kWinogradTaps;
 // Below these a transform costs more than it saves.
 constexpr int kFewestChannels = 32, kFewestPatches = 128, kWidest = 512;
 // Each tile reads U: beyond this it comes from memory, and 4x4's takes longer than its products.
 constexpr int64_t kMostWeightBytes = 12 << 20;
 
-// to = B^T from, G from and A^T from, along one axis; outputs of a tile, and channels of a block,
-// so that V and M stay near.
-struct Outputs2 {
-  static constexpr int kOut = 2, kIn = kOut + kTaps - 1;
-  static constexpr int kPixels = kTilePixels, kBlockChannels = 64;
-
-  template <class V>
-  static void input(const V (&from)[kIn], V (&to)[kIn]) {
-    to[0] = from[0] - from[2];
-    to[1] = from[1] + from[2];
-    to[2] = from[2] - from[1];
-    to[3] = from[1] - from[3];
-  }
-  template <class V>
-  static void filter(const V (&from)[kTaps], V (&to)[kIn]) {
-    const V ends = from[0] + from[2];
-    to[0] = from[0];
-    to[1] = (ends + from[1]) / 2;
-    to[2] = (ends - from[1]) / 2;
-    to[3] = from[2];
-  }
-  template <class V>
-  static void output(const V (&from)[kIn], V (&to)[kOut]) {
-    to[0] = from[0] + from[1] + from[2];
-    to[1] = from[1] - from[2] - from[3];
-  }
-};
-
-// Of the points 0, 1, -1, 2, -2 and infinity.
-struct Outputs4 {
-  static constexpr int kOut = 4, kIn = kOut + kTaps - 1;
-  static constexpr int kPixels = 2 * kTilePixels, kBlockChannels = 64;
-
-  template <class V>
-  static void input(const V (&from)[kIn], V (&to)[kIn]) {
-    const V even = from[4] - 4 * from[2], odd = from[3] - 4 * from[1];
-    const V far = from[4] - from[2], wide = 2 * (from[3] - from[1]);
-    to[0] = 4 * from[0] - 5 * from[2] + from[4];
-    to[1] = even + odd;
-    to[2] = even - odd;
-    to[3] = far + wide;
-    to[4] = far - wide;
-    to[5] = 4 * from[1] - 5 * from[3] + from[5];
-  }
-  template <class V>
-  static void filter(const V (&from)[kTaps], V (&to)[kIn]) {
-    const V ends = (from[0] + from[2]) / -6, middle = from[1] / 6;
-    const V far = from[0] / 24 + from[2] / 6, wide = from[1] / 12;
-    to[0] = from[0] / 4;
-    to[1] = ends - middle;
-    to[2] = ends + middle;
-    to[3] = far + wide;
-    to[4] = far - wide;
-    to[5] = from[2];
-  }
-  template <class V>
-  static void output(const V (&from)[kIn], V (&to)[kOut]) {
-    const V near = from[1] + from[2], slope = from[1] - from[2];
-    const V far = from[3] + from[4], steep = from[3] - from[4];
-    to[0] = from[0] + near + far;
-    to[1] = slope + 2 * steep;
-    to[2] = near + 4 * far;
-    to[3] = slope + 8 * steep + from[5];
-  }
-};
+// Outputs of a tile, and channels of a block, so that V and M stay near.
+template <class F>
+constexpr int kPixels = F::kOut / 2 * kTilePixels;
+constexpr int kBlockChannels = 64;
 
 template <class F>
-constexpr int kProducts = F::kIn * F::kIn;
+constexpr int kProducts = kWinogradProducts<F>;
 
 // Both axes of a square: transform() takes kFrom values and makes kTo.
 template <int kFrom, int kTo, class V, class Transform>
@@ -255,7 +189,7 @@ void clear_margin(const Layout& layout, const Tile& tile, const Patches<F>& patc
   }
 }
 
-// The tiling, of those with at most F::kPixels outputs a tile, with the fewest patches, and of
+// The tiling, of those with at most kPixels<F> outputs a tile, with the fewest patches, and of
 // those the one with the fewest tiles. Of F::kOut rows at least, so that patches are whole.
 template <class F, class T, class Writer>
 Tiling tiling_of(const Correlation<T>& problem, const Writer& writer) {
@@ -268,7 +202,7 @@ Tiling tiling_of(const Correlation<T>& problem, const Writer& writer) {
       sum += ceil_div(tiling.y.of(tiling.rows.size(i)), F::kOut);
     return sum;
   };
-  const int64_t most = greatest<int64_t>(1, F::kPixels / (F::kOut * problem.x.outputs));
+  const int64_t most = greatest<int64_t>(1, kPixels<F> / (F::kOut * problem.x.outputs));
   Tiling best = make(most);
   for (int64_t rows = most - 1; rows > 0; --rows) {
     const Tiling other = make(rows);
@@ -286,7 +220,7 @@ void correlate_by_patches(const Correlation<T>& problem, const Reader& reader,
   Workspace<T> weights(problem.groups * kProducts<F> * product);
   transform_weights<F>(problem, panels, weights.data());
 
-  const int64_t block = least<int64_t>(F::kBlockChannels, problem.channels);
+  const int64_t block = least<int64_t>(kBlockChannels, problem.channels);
   const Tile largest{0, tiling.images.largest(), 0, tiling.largest_rows(),
                      0, tiling.largest_columns()};
   const int64_t most = Patches<F>(largest).count();
@@ -375,37 +309,18 @@ void dgrad(const Conv2dPoolProblem& problem, Dtype, const void* grad_output, con
                           grad_input_of(problem.conv, grad_input));
 }
 
-const char* unsupported(const Conv2dProblem& problem, Dtype dtype) {
-  if (dtype != Dtype::float32) return "for float32 alone";
-  if (problem.R != kTaps || problem.S != kTaps) return "for 3x3 filters alone";
-  if (problem.stride_h != 1 || problem.stride_w != 1) return "for a stride of 1 alone";
-  if (problem.dilation_h != 1 || problem.dilation_w != 1) return "for filters without dilation";
-  return problem.N == 0 || problem.C == 0 ? "an empty input" : nullptr;
-}
-
-// Of F(m x m, 3x3).
-template <class F>
-int64_t patches_of(const Conv2dProblem& problem) {
-  return static_cast<int64_t>(problem.N) * ceil_div(problem.P, F::kOut) *
-         ceil_div(problem.Q, F::kOut);
-}
-
 template <class F>
 const char* unsuited(const Conv2dProblem& problem, Dtype) {
-  if (F::kOut > Outputs2::kOut) {
-    if (!problem.fast_math) return "rounds more than the sums do, without fast_math";
-    const int64_t products = kProducts<F> * patches_of<F>(problem);
-    if (products * 5 / 4 > kProducts<Outputs2> * patches_of<Outputs2>(problem))
-      return "sizes that leave patches half empty";
-    const int64_t weights =
-        static_cast<int64_t>(problem.group_filters()) * problem.group_channels() * kProducts<F>;
-    if (weights * static_cast<int64_t>(sizeof(float)) > kMostWeightBytes)
-      return "transformed weights that leave the cache";
-  }
+  if (const char* reason = forgoes_winograd<F>(problem)) return reason;
+  const int64_t weights =
+      static_cast<int64_t>(problem.group_filters()) * problem.group_channels() * kProducts<F>;
+  if (F::kOut > Winograd2x2::kOut &&
+      weights * static_cast<int64_t>(sizeof(float)) > kMostWeightBytes)
+    return "transformed weights that leave the cache";
   if (least(problem.group_channels(), problem.group_filters()) < kFewestChannels) {
     return "few channels or filters, whose transforms cost more than they save";
   }
-  if (patches_of<Outputs2>(problem) < kFewestPatches) {
+  if (winograd_patches<Winograd2x2>(problem) < kFewestPatches) {
     return "few pixels, which do not pay for transforming the weight";
   }
   return greatest(problem.Q, problem.W) > kWidest ? "rows too long for the cache" : nullptr;
@@ -413,14 +328,14 @@ const char* unsuited(const Conv2dProblem& problem, Dtype) {
 
 template <class F>
 Conv2dAlgorithm conv2d(const char* name) {
-  return {name, unsupported, fprop<F>, dgrad<F>, nullptr, nullptr, unsuited<F>};
+  return {name, unfit_for_winograd, fprop<F>, dgrad<F>, nullptr, nullptr, unsuited<F>};
 }
 
 template <class F>
 Conv2dPoolAlgorithm conv2d_pool(const char* name) {
   return {name,
           [](const Conv2dPoolProblem& problem, Dtype dtype) {
-            const char* reason = unsupported(problem.conv, dtype);
+            const char* reason = unfit_for_winograd(problem.conv, dtype);
             return reason != nullptr ? reason : unfit_for_codes(problem, dtype);
           },
           fprop<F>,
@@ -434,9 +349,9 @@ Conv2dPoolAlgorithm conv2d_pool(const char* name) {
 
 }  // namespace
 
-Conv2dAlgorithm conv2d_winograd() { return conv2d<Outputs2>("winograd"); }
-Conv2dAlgorithm conv2d_winograd_4x4() { return conv2d<Outputs4>("winograd_4x4"); }
-Conv2dPoolAlgorithm conv2d_pool_winograd() { return conv2d_pool<Outputs2>("winograd"); }
-Conv2dPoolAlgorithm conv2d_pool_winograd_4x4() { return conv2d_pool<Outputs4>("winograd_4x4"); }
+Conv2dAlgorithm conv2d_winograd() { return conv2d<Winograd2x2>("winograd"); }
+Conv2dAlgorithm conv2d_winograd_4x4() { return conv2d<Winograd4x4>("winograd_4x4"); }
+Conv2dPoolAlgorithm conv2d_pool_winograd() { return conv2d_pool<Winograd2x2>("winograd"); }
+Conv2dPoolAlgorithm conv2d_pool_winograd_4x4() { return conv2d_pool<Winograd4x4>("winograd_4x4"); }
 
 }  // namespace cnnkernels::cpu::CNNKERNELS_ISA
