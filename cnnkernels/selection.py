@@ -66,9 +66,9 @@ def fast_math(winograd: bool = True) -> Iterator[None]:
     whenever those run.
 
     Args:
-        winograd: Winograd's F(4x4, 3x3) on the CPU, for 3x3 filters with stride 1 in float32: a
-            quarter of the multiplications. Its relative error is up to 2e-6, where the direct sum's
-            is 2e-7 (docs/performance.md).
+        winograd: Winograd's F(4x4, 3x3), for 3x3 filters with stride 1 in float32 (on a GPU where
+            TF32 is not allowed): a quarter of the multiplications. Its relative error is up to
+            2e-6, where the direct sum's is 2e-7 (docs/performance.md).
 
     Example:
         >>> with cnnkernels.fast_math(winograd=True):

@@ -11,6 +11,7 @@ import re
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ import test_conv2d_implicit_gemm
 import test_conv2d_pool
 import test_conv2d_tensor_core
 import test_conv2d_tiled
+import test_conv2d_winograd
 import test_pool2d
 import test_pool2d_vector
 import test_registry
@@ -108,13 +110,17 @@ def check_conv2d(gpu, tensors, expected, kwargs, relu_output=None, judges=(asser
         check(gpu, which, judge)
 
 
-def check_conv2d_exactly(gpu, shape, filters, kwargs, dtype, relu, layouts=(lambda t: t,) * 3):
+def check_conv2d_exactly(
+    gpu, shape, filters, kwargs, dtype, relu, layouts=(lambda t: t,) * 3, fast_math=False
+):
     """Sums of small integers are exact, so that results are float64's, rounded once.
 
-    The layouts are those of input, weight and output.
+    The layouts are those of input, weight and output. fast_math divides weights by 24 twice.
     """
-    tensors = operands(shape, filters, kwargs, dtype, "cpu", integers)
-    grad_output = grad_of_output(F.conv2d, tensors, kwargs, integers)
+    random = partial(integers, high=1) if fast_math else integers
+    tensors = operands(shape, filters, kwargs, dtype, "cpu", random)
+    tensors[1] *= 24**2 if fast_math else 1
+    grad_output = grad_of_output(F.conv2d, tensors, kwargs, random)
     function = torch_conv2d_relu if relu else F.conv2d
     doubles = [t.double() for t in tensors]
     references = with_gradients(function, doubles, grad_output.double(), kwargs)
@@ -126,7 +132,7 @@ def check_conv2d_exactly(gpu, shape, filters, kwargs, dtype, relu, layouts=(lamb
         gpu,
         [of_input(input), of_weight(weight), test_conv2d.sliced(bias), of_output(grad_output)],
         [of_output(output), of_input(grad_input), of_weight(grad_weight), grad_bias],
-        kwargs,
+        kwargs | dict(fast_math=fast_math),
         of_output(output) if relu else None,
     )
 
@@ -161,6 +167,16 @@ def test_tensor_core_is_exact_on_small_integers(gpu, problem, dtype, layout, rel
     layouts = (test_conv2d.LAYOUTS[layout],) * 3
     problem = test_conv2d_tensor_core.PACKED[problem]
     check_conv2d_exactly(gpu, *problem, dtype, relu, layouts)
+
+
+@pytest.mark.parametrize("relu", [False, True], ids=["plain", "relu"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("problem", ["odd", "row", "wide_padding", "groups", "channel_blocks"])
+def test_winograd_is_exact_on_small_integers(gpu, problem, layout, relu):
+    layouts = (test_conv2d.LAYOUTS[layout],) * 3
+    shape, K, kwargs = test_conv2d_winograd.PROBLEMS[problem]
+    problem = shape, (K, 3, 3), kwargs
+    check_conv2d_exactly(gpu, *problem, torch.float32, relu, layouts, fast_math=True)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -18,7 +18,8 @@ REQUIRED = {
         "adaptive_pool2d": {"direct": POOL_PASSES},
     },
     "emulated": {
-        "conv2d": {
+        "conv2d": WINOGRAD
+        | {
             "depthwise": CONV_PASSES - {"bgrad"},
             "tiled": CONV_PASSES - {"bgrad"},
             "tensor_core": CONV_PASSES - {"bgrad"},

@@ -14,7 +14,7 @@ ARCHS = ["sm_80", "sm_90"]
 def report() -> list[dict]:
     """A row a kernel and architecture."""
     try:
-        return sass.report(os.environ, "conv2d_(pool_)?(tiled|implicit_gemm|tensor_core)")
+        return sass.report(os.environ, "conv2d_(pool_)?(tiled|implicit_gemm|tensor_core|winograd)")
     except LookupError as reason:
         pytest.skip(str(reason))
 
@@ -74,6 +74,21 @@ def test_hot_loop_of_implicit_gemm(rows, name, tile, packs):
     assert row["occupancy"]["warps"] >= 12
     if name != "wgrad" and not packs:
         assert row["regs"] <= 128
+
+
+# Of a stage of 4 channels: 8 patches by 8 filters, or 3 times 8 by 4.
+@pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
+@pytest.mark.parametrize(
+    ("transform", "sums", "packs", "warps"),
+    [("Winograd2x2", 64, 4, 20), ("Winograd4x4", 96, 9, 16)],
+)
+def test_hot_loop_of_winograd(rows, transform, sums, packs, warps, masked):
+    (row,) = (row for row in rows if sass.winograd(transform, masked) in row["mangled"])
+    assert row["hot"]["mix"]["fp32"] == {"FFMA": 4 * sums}
+    assert row["hot"]["mix"]["lds"] == {"128": 4 * packs}
+    assert row["hot"]["share"] >= 0.85
+    assert row["occupancy"]["warps"] >= warps
+    assert row["regs"] <= 128
 
 
 # The share of mma in what the loop issues, at least: of the large tile, loaded by packs. Rounding

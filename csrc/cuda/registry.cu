@@ -8,6 +8,8 @@ namespace cnnkernels::CNN_TARGET {
 Conv2dAlgorithm conv2d_depthwise();
 Conv2dAlgorithm conv2d_tiled();
 Conv2dAlgorithm conv2d_tensor_core();
+Conv2dAlgorithm conv2d_winograd_4x4();
+Conv2dAlgorithm conv2d_winograd();
 Conv2dAlgorithm conv2d_implicit_gemm();
 Conv2dAlgorithm conv2d_direct();
 Conv2dPoolAlgorithm conv2d_pool_tiled();
@@ -21,8 +23,8 @@ AdaptivePool2dAlgorithm adaptive_pool2d_vector();
 AdaptivePool2dAlgorithm adaptive_pool2d_direct();
 
 std::vector<Conv2dAlgorithm> conv2d_algorithms() {
-  return {conv2d_depthwise(), conv2d_tiled(), conv2d_tensor_core(), conv2d_implicit_gemm(),
-          conv2d_direct()};
+  return {conv2d_depthwise(), conv2d_tiled(),         conv2d_tensor_core(), conv2d_winograd_4x4(),
+          conv2d_winograd(),  conv2d_implicit_gemm(), conv2d_direct()};
 }
 std::vector<Conv2dPoolAlgorithm> conv2d_pool_algorithms() {
   return {conv2d_pool_tiled(), conv2d_pool_tensor_core(), conv2d_pool_implicit_gemm(),
