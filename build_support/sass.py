@@ -134,7 +134,7 @@ def _gates() -> Iterator[Gate]:
                 )
     for transform in ("Winograd2x2", "Winograd4x4"):
         yield Gate(
-            winograd(transform, masked=False), transform, "conv3_2", 0.75, 0.85, most_registers=128
+            winograd(transform, masked=False), transform, "conv3_2", 0.85, 0.85, most_registers=128
         )
     for dtype in MANGLED:
         for layer, large in (("conv3_2", True), ("A conv2", False)):

@@ -57,8 +57,8 @@ struct WinogradTile {
   static constexpr int kDepth = 4, kStages = kIsSmall ? 3 : 2;  // channels of a stage
 
   static constexpr int kWarpProducts = kIsSmall ? 1 : 3;
-  static constexpr int kUnrolled =
-      kIsSmall ? 2 : 1;  // channels; of more, registers are moved about
+  // Channels, at once: of more, nvcc moves registers about.
+  static constexpr int kUnrolled = kIsSmall ? 2 : 1;
   static constexpr int kMultipliers = kProducts / kWarpProducts * kWarpSize;
   static constexpr int kLoaders = kPatches * kDepth;
   static constexpr int kThreads = kMultipliers + kLoaders;

@@ -29,7 +29,7 @@ class Launch:
     which: Pass
     algorithm: str
     counters: dict[str, Any]
-    first: bool  # of the pass: what follows it adds up its sums
+    is_main: bool  # of the pass: others transform filters for it, or add up its sums
 
     @property
     def kernel(self) -> str:
@@ -75,7 +75,7 @@ class Launch:
         of an SM, a quarter of its issue rate), and memory, from which each byte comes once. Latency
         and an SM without work are not in it.
         """
-        if not self.first:
+        if not self.is_main:
             return None
         fma_flop, mma_flop = 64 * self.warp_instructions("fma"), self.counters["mma_flop"]
         sectors = sum(self.counters[f"global_{way}_sectors"] for way in ("load", "store"))
@@ -106,8 +106,10 @@ def launches(gpu: Gpu, passes: Iterator[Pass]) -> Iterator[Launch]:
                 algorithm, _ = next(algorithms, (None, None))
             if algorithm is None:
                 break
-            for index, counters in enumerate(counted):
-                yield Launch(which, algorithm, counters, first=index == 0)
+            largest = max(counters["warp_instructions"] for counters in counted)
+            for counters in counted:
+                is_main = counters["warp_instructions"] == largest
+                yield Launch(which, algorithm, counters, is_main)
 
 
 def least_bytes(which: Pass) -> int:
