@@ -1,7 +1,6 @@
 """convert(model): put our modules in the place of torch's, and fuse what stands in a row."""
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -10,14 +9,13 @@ from torch.nn.modules import conv, pooling
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
+from cnnkernels import fusion
 from cnnkernels.functional import DEVICES, DTYPES
 from cnnkernels.nn import (
     AdaptiveAvgPool2d,
     AdaptiveMaxPool2d,
     AvgPool2d,
     Conv2d,
-    ConvReLU2d,
-    ConvReLUPool2d,
     MaxPool2d,
 )
 
@@ -28,14 +26,6 @@ _REPLACEMENTS: dict[type[nn.Module], type[nn.Module]] = {
     nn.AvgPool2d: AvgPool2d,
     nn.AdaptiveMaxPool2d: AdaptiveMaxPool2d,
     nn.AdaptiveAvgPool2d: AdaptiveAvgPool2d,
-}
-
-# Rows of modules, named by their types after replacement, and what makes one module of them. It
-# takes the first one's position; the others' positions get nn.Identity, so that names stay.
-_FUSIONS: dict[tuple[type[nn.Module], ...], Callable[..., nn.Module]] = {
-    (Conv2d, nn.ReLU): lambda conv, relu: _remake(conv, ConvReLU2d),
-    (Conv2d, nn.ReLU, MaxPool2d): lambda conv, relu, pool: _remake_with_pool(conv, pool),
-    (Conv2d, nn.ReLU, AvgPool2d): lambda conv, relu, pool: _remake_with_pool(conv, pool),
 }
 
 _CONVOLUTIONS_AND_POOLS = (
@@ -70,13 +60,6 @@ class _Slot(NamedTuple):
     module: nn.Module
 
 
-class _Match(NamedTuple):
-    """A row of slots in a Sequential that one of the fusions takes."""
-
-    pattern: tuple[type[nn.Module], ...]
-    slots: list[_Slot]
-
-
 def convert(model: nn.Module, fuse: bool = True, strict: bool = False) -> nn.Module:
     """Replace the 2-D convolutions and pools of :mod:`torch.nn` by ours, anywhere in `model`.
 
@@ -91,10 +74,9 @@ def convert(model: nn.Module, fuse: bool = True, strict: bool = False) -> nn.Mod
 
     Args:
         model: a module or a tree of modules.
-        fuse: make one ConvReLU2d of a Conv2d and the ReLU right after it in an nn.Sequential, and
-            one ConvReLUPool2d if a MaxPool2d or AvgPool2d comes next. The others' positions get an
-            nn.Identity: the output of the Sequential is the same, that of its Conv2d alone is
-            not. A Conv2d that is also used elsewhere, without what follows here, is not fused.
+        fuse: run a convolution and the ReLU, or ReLU and pool, that follow it in the forward of a
+            module by one kernel; in eval mode with a BatchNorm2d between them, too. Modules stay
+            where and what they are: see :mod:`cnnkernels.fusion`.
         strict: raise if anything cannot be replaced.
 
     Returns:
@@ -112,23 +94,19 @@ def convert(model: nn.Module, fuse: bool = True, strict: bool = False) -> nn.Mod
         for name, module in parent._modules.items()
         if module is not None
     ]
-    fusions = _fusions(slots) if fuse else {}
     new = {
         module: _remake(module, _REPLACEMENTS[type(module)])
         for module in model.modules()
         if type(module) in _REPLACEMENTS and _obstacle(module) is None
     }
-    vacated = []
-    for head, matches in fusions.items():
-        pattern, row = matches[0]
-        new[head] = _FUSIONS[pattern](*(slot.module for slot in row))
-        vacated += [slot for match in matches for slot in match.slots[1:]]
     for parent, name, module in slots:
         if module in new:
             new.get(parent, parent)._modules[name] = new[module]
-    for parent, name, module in vacated:
-        parent._modules[name] = nn.Identity().train(module.training)
-    return new.get(model, model)
+    model = new.get(model, model)
+    if fuse:
+        for module in reversed([*model.modules()]):
+            fusion.fuse(module)
+    return model
 
 
 def unconverted(model: nn.Module) -> list[Unconverted]:
@@ -196,17 +174,8 @@ def _customisation(module: nn.Module) -> str | None:
     for name, value in vars(module).items():
         if name.endswith("_hooks") and value:
             return f"has hooks ({name.strip('_')})"
-    overrides = _overrides(module)
+    overrides = fusion.overrides(module)
     return f"its {overrides[0]} is set on the instance" if overrides else None
-
-
-def _overrides(module: nn.Module) -> list[str]:
-    """The instance attributes that hide one of the class.
-
-    A module as torch makes it has none; `forward` is one where someone has set it, and
-    `_compiled_call_impl` after Module.compile().
-    """
-    return [name for name in vars(module) if hasattr(type(module), name)]
 
 
 def _tensor_obstacle(module: nn.Module) -> str | None:
@@ -231,62 +200,3 @@ def _remake(module: nn.Module, cls: type[nn.Module]) -> nn.Module:
     for name, value in vars(module).items():
         vars(new)[name] = value.copy() if isinstance(value, (dict, set)) else value
     return new
-
-
-def _remake_with_pool(conv: nn.Module, pool: nn.Module) -> ConvReLUPool2d:
-    new = _remake(conv, ConvReLUPool2d)
-    new.take_over(pool)
-    return new
-
-
-# ---------------------------------------------------------------- fusion
-
-
-def _fusions(slots: list[_Slot]) -> dict[nn.Module, list[_Match]]:
-    """The modules to fuse with what follows them, each with its match in every slot it stands in.
-
-    A module of which one slot has no match, or another one, is left out: it stays one module.
-    """
-    matches = defaultdict(list)
-    for parent, row in _rows(slots).items():
-        for position, slot in enumerate(row):
-            matches[slot.module].append(_match(row[position:]) if _runs_in_a_row(parent) else None)
-    return {
-        module: found
-        for module, found in matches.items()
-        if None not in found and len({match.pattern for match in found}) == 1
-    }
-
-
-def _rows(slots: list[_Slot]) -> dict[nn.Module, list[_Slot]]:
-    rows = defaultdict(list)
-    for slot in slots:
-        rows[slot.parent].append(slot)
-    return rows
-
-
-def _match(row: list[_Slot]) -> _Match | None:
-    """The longest fusion of which these slots are the beginning."""
-    for pattern in sorted(_FUSIONS, key=len, reverse=True):
-        head = row[: len(pattern)]
-        types = tuple(_REPLACEMENTS.get(type(slot.module), type(slot.module)) for slot in head)
-        if types == pattern and _is_fusible(*(slot.module for slot in head)):
-            return _Match(pattern, head)
-    return None
-
-
-def _runs_in_a_row(parent: nn.Module) -> bool:
-    """Whether a call of `parent` is nn.Sequential's own loop over its children."""
-    own = ("forward", "__iter__", "__call__", "_call_impl")
-    return not _overrides(parent) and all(
-        getattr(type(parent), name) is getattr(nn.Sequential, name) for name in own
-    )
-
-
-def _is_fusible(head: nn.Module, *followers: nn.Module) -> bool:
-    """Followers must be without state, since nn.Identity takes their places."""
-    if any(_customisation(module) or _tensor_obstacle(module) for module in (head, *followers)):
-        return False
-    if any(getattr(module, "return_indices", False) for module in followers):
-        return False
-    return not any(module._parameters or module._buffers or module._modules for module in followers)

@@ -3,6 +3,9 @@
 Constructors, attributes and ``state_dict`` are torch's; only the call that computes is ours.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -17,29 +20,51 @@ class Conv2d(nn.Conv2d):
     """
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return self.convolve(functional.conv2d, input, weight, bias)
+
+    def convolve(
+        self,
+        function: Callable[..., Tensor],
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Call a function of :mod:`cnnkernels.functional` with this module's settings."""
         padding = self.padding
         if self.padding_mode != "zeros":
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = 0
-        return self._convolve(input, weight, bias, self.stride, padding, self.dilation, self.groups)
-
-    def _convolve(self, *args) -> Tensor:
-        return functional.conv2d(*args)
+        geometry = (self.stride, padding, self.dilation, self.groups)
+        return function(input, weight, bias, *geometry, **kwargs)
 
 
 class ConvReLU2d(Conv2d):
     """``relu(conv2d(input))`` in one kernel; arguments, parameters and shapes as of Conv2d."""
 
-    def _convolve(self, *args) -> Tensor:
-        return functional.conv2d_relu(*args)
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return self.convolve(functional.conv2d_relu, input, weight, bias)
 
     def extra_repr(self) -> str:
         """What stands between the brackets of ``repr``."""
         return f"{super().extra_repr()}, relu=True"
 
 
+def pool_settings(pool: nn.MaxPool2d | nn.AvgPool2d) -> tuple[str, dict[str, Any]]:
+    """A pool's kind, "max" or "avg", and its settings as the fused functions take them."""
+    if isinstance(pool, nn.MaxPool2d):
+        if pool.return_indices:
+            raise ValueError("a pool that returns indices cannot be fused")
+        kind, settings = "max", {"pool_dilation": pool.dilation}
+    else:
+        kind = "avg"
+        settings = {n: getattr(pool, n) for n in ("count_include_pad", "divisor_override")}
+    settings |= {f"pool_{n}": getattr(pool, n) for n in ("kernel_size", "stride", "padding")}
+    return kind, settings | {"ceil_mode": pool.ceil_mode}
+
+
 class ConvReLUPool2d(Conv2d):
-    """``pool(relu(conv2d(input)))``, on a GPU in one kernel.
+    """``pool(relu(conv2d(input)))`` in one kernel.
 
     Takes the arguments of Conv2d and, by keyword, the pool whose settings it takes over. Parameters
     and ``state_dict`` are Conv2d's.
@@ -51,23 +76,11 @@ class ConvReLUPool2d(Conv2d):
 
     def __init__(self, *args, pool: nn.MaxPool2d | nn.AvgPool2d, **kwargs):
         super().__init__(*args, **kwargs)
-        self.take_over(pool)
+        self.pool, self.pool_settings = pool_settings(pool)
 
-    def take_over(self, pool: nn.MaxPool2d | nn.AvgPool2d) -> None:
-        """Use that pool's settings."""
-        if isinstance(pool, nn.MaxPool2d):
-            if pool.return_indices:
-                raise ValueError("a pool that returns indices cannot be fused")
-            self.pool, names = "max", {"pool_dilation": "dilation"}
-        else:
-            self.pool, names = "avg", {n: n for n in ("count_include_pad", "divisor_override")}
-        names |= {f"pool_{n}": n for n in ("kernel_size", "stride", "padding")}
-        names["ceil_mode"] = "ceil_mode"
-        self.pool_settings = {name: getattr(pool, attribute) for name, attribute in names.items()}
-
-    def _convolve(self, *args) -> Tensor:
-        name = f"conv2d_relu_{self.pool}_pool2d"
-        return getattr(functional, name)(*args, **self.pool_settings)
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        function = getattr(functional, f"conv2d_relu_{self.pool}_pool2d")
+        return self.convolve(function, input, weight, bias, **self.pool_settings)
 
     def extra_repr(self) -> str:
         """What stands between the brackets of ``repr``."""

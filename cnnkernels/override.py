@@ -1,7 +1,8 @@
 """override_torch(): our kernels for code that calls torch's functions itself."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import cache
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ def _adaptive_max_pool2d_with_indices(*args: Any, **kwargs: Any) -> Any:
 
 
 # Modules call these functions, too; torch.conv2d and others of torch's are the same objects.
-_FUNCTIONS: dict[Callable[..., Any], Callable[..., Any]] = {
+FUNCTIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     F.conv2d: ours.conv2d,
     F.max_pool2d: ours.max_pool2d,
     torch.max_pool2d: ours.max_pool2d,
@@ -68,17 +69,29 @@ class override_torch(TorchFunctionMode):  # noqa: N801, a function as its users 
     ) -> Any:
         """Call ours in the place of `func`, if it is one of torch's."""
         kwargs = kwargs or {}
-        replacement = _FUNCTIONS.get(func)
-        if replacement is None or not _has_kernels(args[0] if args else kwargs.get("input"), types):
+        if func not in FUNCTIONS or not _has_kernels(types, args, kwargs):
             return func(*args, **kwargs)
         self.calls[func.__name__.removesuffix("_with_indices")] += 1
-        return replacement(*args, **kwargs)
+        return FUNCTIONS[func](*args, **kwargs)
 
 
-def _has_kernels(input: Any, types: tuple[type, ...]) -> bool:
+def _has_kernels(types: Iterable[type], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    input = args[0] if args else kwargs.get("input")
     return (
         isinstance(input, Tensor)
         and all(kind in (Tensor, nn.Parameter) for kind in types)
         and input.dtype in ours.DTYPES
         and input.device.type in ours.DEVICES
     )
+
+
+@cache
+def replacement(func: Callable[..., Any]) -> Callable[..., Any]:
+    """One of FUNCTIONS as a function that calls ours where there are kernels, and else itself."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        types = [type(arg) for arg in (*args, *kwargs.values()) if isinstance(arg, Tensor)]
+        return (FUNCTIONS[func] if _has_kernels(types, args, kwargs) else func)(*args, **kwargs)
+
+    call.__name__ = func.__name__
+    return call

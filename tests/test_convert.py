@@ -5,18 +5,15 @@ import importlib
 import pytest
 import torch
 import torch.nn.functional as F
-from accuracy import integers
+from small import conv, images, run
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 import cnnkernels
 from cnnkernels import convert, unconverted
 from cnnkernels.nn import (
-    AdaptiveAvgPool2d,
     AvgPool2d,
     Conv2d,
-    ConvReLU2d,
-    ConvReLUPool2d,
     MaxPool2d,
 )
 
@@ -26,19 +23,6 @@ REPLACEMENTS = {
     "AvgPool2d": (lambda: nn.AvgPool2d(2, 2), AvgPool2d),
 }
 each_type = pytest.mark.parametrize("make, ours", REPLACEMENTS.values(), ids=REPLACEMENTS)
-
-
-def conv(inputs=2, outputs=2):
-    """A 3x3 convolution that keeps the image's size, of whole numbers."""
-    layer = nn.Conv2d(inputs, outputs, 3, padding=1)
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.copy_(integers(*parameter.shape, dtype=torch.float32, high=2))
-    return layer
-
-
-def images():
-    return integers(2, 2, 6, 6, dtype=torch.float32)
 
 
 def types(model):
@@ -52,15 +36,6 @@ def snapshot(model):
 
 def reasons(model):
     return {name: reason for name, _, reason in unconverted(model)}
-
-
-def run(model, input):
-    """The output and all gradients."""
-    input = input.clone().requires_grad_()
-    output = model(input)
-    weights = torch.arange(output.numel(), device=input.device).view_as(output) % 5 - 2
-    tensors = [input, *model.parameters()]
-    return [output.detach(), *torch.autograd.grad(output, tensors, weights.to(output.dtype))]
 
 
 def assert_unchanged_by_convert(model, input=None):
@@ -89,8 +64,6 @@ class Residual(nn.Module):
             x = F.relu(block["left"](x)) - block["right"](x)
         return self.pool(x)
 
-
-FUSED_POOL = [ConvReLUPool2d, nn.Identity, nn.Identity]
 
 # ---------------------------------------------------------------- swapping
 
@@ -126,7 +99,7 @@ def test_custom_model_gives_equal_results(backend):
 
     assert_unchanged_by_convert(model, images().to(backend.device))
 
-    assert types(model.stem) == FUSED_POOL
+    assert types(model.stem) == [Conv2d, nn.ReLU, MaxPool2d]
     assert types(model.blocks[0].values()) == [Conv2d, Conv2d]
     assert type(model.pool) is AvgPool2d
     assert model.downsample is None
@@ -179,7 +152,7 @@ def test_training_flags_stay(training):
 
     convert(model)
 
-    assert types(model) == [*FUSED_POOL, Conv2d]
+    assert types(model) == [Conv2d, nn.ReLU, MaxPool2d, Conv2d]
     assert [module.training for module in model] == [training] * 4
 
 
@@ -235,147 +208,6 @@ def test_converting_twice_changes_nothing(fuse):
     assert snapshot(model) == before
 
 
-# ---------------------------------------------------------------- fusing
-
-
-def test_fuses_conv_and_relu_in_their_positions():
-    model = nn.Sequential(conv(), nn.ReLU(inplace=True), conv(), nn.ReLU(), nn.MaxPool2d(2))
-
-    assert_unchanged_by_convert(model)
-
-    assert types(model) == [ConvReLU2d, nn.Identity, *FUSED_POOL]
-
-
-def test_fuse_false_only_replaces():
-    model = convert(nn.Sequential(conv(), nn.ReLU()), fuse=False)
-
-    assert types(model) == [Conv2d, nn.ReLU]
-
-
-def test_fuses_what_was_replaced_before():
-    model = convert(nn.Sequential(conv(), nn.ReLU()), fuse=False)
-
-    assert types(convert(model)) == [ConvReLU2d, nn.Identity]
-
-
-class MyReLU(nn.ReLU):
-    pass
-
-
-@pytest.mark.parametrize(
-    "followers",
-    [
-        (nn.ReLU6(),),
-        (MyReLU(),),
-        (nn.Identity(), nn.ReLU()),
-        (nn.BatchNorm2d(2), nn.ReLU()),
-        (nn.MaxPool2d(2), nn.ReLU()),
-        (nn.Sequential(nn.ReLU()),),
-        (),
-    ],
-    ids=lambda followers: "-".join(type(f).__name__ for f in followers) or "nothing",
-)
-def test_does_not_fuse_with_anything_else(followers):
-    model = convert(nn.Sequential(conv(), *followers))
-
-    assert type(model[0]) is Conv2d
-    assert [type(m).__name__ for m in model][1:] == [type(f).__name__ for f in followers]
-
-
-def test_does_not_fuse_outside_a_sequential():
-    model = convert(nn.ModuleList([conv(), nn.ReLU()]))
-
-    assert types(model) == [Conv2d, nn.ReLU]
-
-
-def test_does_not_fuse_across_sequentials():
-    model = nn.Sequential(nn.Sequential(conv()), nn.ReLU())
-
-    convert(model)
-
-    assert type(model[0][0]) is Conv2d
-    assert type(model[1]) is nn.ReLU
-
-
-class Reversed(nn.Sequential):
-    def forward(self, input):
-        for module in reversed(list(self)):
-            input = module(input)
-        return input
-
-
-class ReversedIteration(nn.Sequential):
-    def __iter__(self):
-        return reversed(list(self._modules.values()))
-
-
-@pytest.mark.parametrize("cls", [Reversed, ReversedIteration])
-def test_a_sequential_with_its_own_order_is_not_fused(cls):
-    model = cls(conv(), nn.ReLU())
-
-    assert_unchanged_by_convert(model)
-
-    assert [type(m) for m in model._modules.values()] == [Conv2d, nn.ReLU]
-
-
-def test_a_sequential_with_its_own_forward_set_on_it_is_not_fused():
-    model = nn.Sequential(conv(), nn.ReLU())
-    model.forward = lambda input: model[1](input) + model[0](input)
-
-    assert_unchanged_by_convert(model)
-
-    assert types(model) == [Conv2d, nn.ReLU]
-
-
-def test_a_sequential_subclass_without_its_own_forward_is_fused():
-    class Block(nn.Sequential):
-        def __init__(self):
-            super().__init__(conv(), nn.ReLU())
-
-    assert types(convert(Block())) == [ConvReLU2d, nn.Identity]
-
-
-def test_a_relu_that_holds_state_keeps_it():
-    model = nn.Sequential(conv(), nn.ReLU())
-    model[1].register_buffer("calls", torch.zeros(1))
-
-    assert "1.calls" in convert(model).state_dict()
-    assert types(model) == [Conv2d, nn.ReLU]
-
-
-def test_the_longest_fusion_is_taken():
-    rows = [(conv(), nn.ReLU(), nn.MaxPool2d(3, 2, 1)), (conv(), nn.ReLU(), nn.AvgPool2d(2))]
-    rows += [(conv(), nn.ReLU(), nn.AdaptiveAvgPool2d(3)), (nn.MaxPool2d(2), conv(), nn.ReLU())]
-    model = nn.Sequential(*(module for row in rows for module in row))
-
-    assert_unchanged_by_convert(model)
-
-    fused = [ConvReLU2d, nn.Identity]
-    assert types(model) == [*FUSED_POOL * 2, *fused, AdaptiveAvgPool2d, MaxPool2d, *fused]
-    assert [model[0].pool, model[3].pool] == ["max", "avg"]
-
-
-def test_a_pool_that_returns_indices_is_not_fused():
-    model = nn.Sequential(conv(), nn.ReLU(), nn.MaxPool2d(2, return_indices=True))
-    x = images()
-    expected = model(x)
-
-    result = convert(model)(x)
-
-    assert types(model) == [ConvReLU2d, nn.Identity, MaxPool2d]
-    assert all(map(torch.equal, result, expected))
-
-
-def test_a_conv_whose_places_ask_for_different_fusions_is_not_fused():
-    shared = conv()
-    model = nn.Sequential(shared, nn.ReLU(), shared, nn.ReLU(), nn.MaxPool2d(2))
-
-    assert_unchanged_by_convert(model)
-
-    assert types(model) == [Conv2d, nn.ReLU, Conv2d, nn.ReLU, MaxPool2d]
-    assert model[0] is model[2]
-
-
 # ---------------------------------------------------------------- shared modules
 
 
@@ -388,74 +220,6 @@ def test_a_shared_module_stays_one(make, ours):
 
     assert type(model[0]) is ours
     assert model[0] is model[1][0] is model[2]
-
-
-@pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["fusible_first", "fusible_last"])
-def test_a_conv_shared_with_and_without_relu_is_not_fused(order):
-    shared = conv()
-    rows = nn.Sequential(shared, nn.ReLU()), nn.Sequential(shared, nn.Identity())
-    model = nn.Sequential(*(rows[i] for i in order))
-
-    assert_unchanged_by_convert(model)
-
-    assert types(rows[0]) == [Conv2d, nn.ReLU]
-    assert rows[0][0] is rows[1][0]
-
-
-def test_a_conv_shared_within_one_sequential_is_not_fused_if_one_place_has_no_relu():
-    shared = conv()
-    model = nn.Sequential(shared, nn.ReLU(), shared)
-
-    assert_unchanged_by_convert(model)
-
-    assert types(model) == [Conv2d, nn.ReLU, Conv2d]
-
-
-def test_a_conv_shared_with_relu_everywhere_is_fused_and_stays_one():
-    shared = conv()
-    model = nn.Sequential(shared, nn.ReLU(), nn.Sequential(shared, nn.ReLU()))
-
-    assert_unchanged_by_convert(model)
-
-    assert type(model[0]) is ConvReLU2d
-    assert model[0] is model[2][0]
-    assert type(model[1]) is type(model[2][1]) is nn.Identity
-
-
-def test_a_conv_that_its_parent_also_calls_by_name_is_not_fused():
-    class Model(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.row = nn.Sequential(conv(), nn.ReLU())
-            self.first = self.row[0]
-
-        def forward(self, input):
-            return self.row(input) + self.first(input)
-
-    model = assert_unchanged_by_convert(Model())
-
-    assert type(model.first) is Conv2d
-    assert model.first is model.row[0]
-
-
-def test_a_relu_shared_by_convs_loses_only_its_fused_places():
-    relu = nn.ReLU()
-    model = nn.Sequential(conv(), relu, conv(), relu, nn.AvgPool2d(2), relu, nn.Sequential(relu))
-
-    assert_unchanged_by_convert(model)
-
-    assert types(model) == [ConvReLU2d, nn.Identity, *FUSED_POOL, nn.ReLU, nn.Sequential]
-    assert model[5] is relu and model[6][0] is relu
-
-
-def test_a_sequential_in_two_places_is_fused_once():
-    block = nn.Sequential(conv(), nn.ReLU())
-    model = nn.Sequential(block, block)
-
-    assert_unchanged_by_convert(model)
-
-    assert model[0] is model[1] is block
-    assert types(block) == [ConvReLU2d, nn.Identity]
 
 
 # ---------------------------------------------------------------- what stays, and why
@@ -484,23 +248,6 @@ def test_a_module_with_hooks_stays(make, ours, register):
 
     assert snapshot(model) == before
     assert reasons(model)["0"].startswith("has hooks")
-
-
-@pytest.mark.parametrize("register", HOOKS)
-@pytest.mark.parametrize("replaced", [True, False], ids=["ours", "torchs"])
-def test_nothing_is_fused_across_a_hook(register, replaced):
-    for position in (0, 1):
-        model = nn.Sequential(conv(), nn.ReLU())
-        if replaced:
-            convert(model, fuse=False)
-        hooked = model[position]
-        getattr(hooked, register)(lambda *_: None)
-
-        convert(model)
-
-        assert model[position] is hooked
-        assert type(model[0]) is not ConvReLU2d
-        assert type(model[1]) is nn.ReLU
 
 
 class Doubled(nn.Module):
@@ -598,16 +345,7 @@ def test_a_lazy_module_is_replaced_once_it_is_initialised():
     model = nn.Sequential(nn.LazyConv2d(2, 3), nn.ReLU())
     model(images())
 
-    assert types(convert(model)) == [ConvReLU2d, nn.Identity]
-
-
-def test_a_relu_with_its_own_forward_is_not_fused():
-    model = nn.Sequential(conv(), nn.ReLU())
-    model[1].forward = lambda input: -input
-
-    assert_unchanged_by_convert(model)
-
-    assert types(model) == [Conv2d, nn.ReLU]
+    assert types(convert(model)) == [Conv2d, nn.ReLU]
 
 
 def test_a_subclass_of_ours_is_ours():

@@ -10,6 +10,7 @@ from torch import nn
 
 import cnnkernels
 from cnnkernels import compare
+from cnnkernels.fusion import rows
 from cnnkernels.models import MODELS, build_model, model_names
 
 MNIST = ("a", "b", "c", "convnet", "net", "mlp")
@@ -126,11 +127,18 @@ def test_converts_wholly(name):
 
 
 def test_model_a_fuses():
-    fused = cnnkernels.nn.ConvReLUPool2d, nn.Identity, nn.Identity
-
     model = cnnkernels.convert(build_model("a"))
 
-    assert [type(m) for m in model] == [*fused, *fused, nn.Flatten, nn.Linear]
+    assert [row.names for row in rows(model)] == [("0", "1", "2"), ("3", "4", "5")]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_every_convolution_of_a_resnet_is_in_a_row(name):
+    with torch.device("meta"):
+        model = cnnkernels.convert(build_model(name))
+
+    found = [row for module in model.modules() for row in rows(module)]
+    assert len(found) == sum(isinstance(module, nn.Conv2d) for module in model.modules())
 
 
 @pytest.mark.parametrize("name", [*MNIST, "cifar"])
