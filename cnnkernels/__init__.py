@@ -7,10 +7,11 @@
 from cnnkernels import functional, nn
 from cnnkernels.convert import convert, unconverted
 from cnnkernels.emulation import emulate_cuda
+from cnnkernels.explanation import explain
 from cnnkernels.info import info
 from cnnkernels.override import override_torch
 from cnnkernels.profiling import profile
-from cnnkernels.selection import algorithm, algorithms, explain, fast_math
+from cnnkernels.selection import algorithm, algorithms, fast_math
 
 __version__ = "0.1.0"
 

@@ -452,7 +452,12 @@ def _add_bench(commands: _Commands) -> None:
     command = _command(
         commands, "bench", _bench, "time these kernels beside torch's own, case by case"
     )
-    command.add_argument("--suite", choices=(*bench.SUITES, "all"), default="all")
+    command.add_argument(
+        "--suite",
+        choices=(*bench.SUITES, *bench.OTHER_SUITES, "all"),
+        default="all",
+        help="all (default) are all but zoo, torchvision's networks",
+    )
     command.add_argument("--quick", action="store_true", help="few small cases, few rounds")
     command.add_argument("--threads", type=int, metavar="N", help="torch's number by default")
     command.add_argument("--device", choices=DEVICES, default="cpu")

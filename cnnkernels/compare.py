@@ -8,7 +8,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import cnnkernels
+from cnnkernels import fusion
 from cnnkernels.train import train_step
 
 EPS = torch.finfo(torch.float32).eps
@@ -180,12 +180,19 @@ class _Pass:
         self.trace: _Trace = {}
         self.gates: dict[str, Tensor] = {}
         self.images = images.to(next(model.parameters()).dtype, copy=True).requires_grad_()
+        self._names = {model.get_submodule(name): name for name in decisions}
+        in_rows = {
+            parent.get_submodule(name)
+            for parent in model.modules()
+            for row in fusion.rows(parent)
+            for name in row.names
+        }
         handles = []
-        for name in decisions:
-            module = model.get_submodule(name)
-            handles.append(module.register_forward_pre_hook(partial(self._before, name=name)))
-            handles.append(module.register_forward_hook(partial(self._after, name=name)))
-        self.output = model(self.images)
+        for module in self._names.keys() - in_rows:
+            handles.append(module.register_forward_pre_hook(self._before))
+            handles.append(module.register_forward_hook(self._after))
+        with fusion.observing(self._row):
+            self.output = model(self.images)
         for handle in handles:
             handle.remove()
 
@@ -198,11 +205,21 @@ class _Pass:
         titles = (f"gradient of {name}" for name in (*names, "input"))
         return {"output": self.output.detach(), **dict(zip(titles, gradients, strict=True))}
 
-    def _before(self, module: nn.Module, args: tuple[Tensor], name: str) -> None:
+    def _row(self, modules: list[nn.Module], run: Callable[[], Tensor]) -> Tensor:
+        """One call for all of them: what lies between is not seen."""
+        output = run()
+        for module in modules:
+            if module in self._names:
+                self._input = output.detach()
+                self._after(module, (output,), output)
+        return output
+
+    def _before(self, module: nn.Module, args: tuple[Tensor]) -> None:
         in_place = getattr(module, "inplace", False)
         self._input = args[0].detach().clone() if in_place else args[0].detach()
 
-    def _after(self, module: nn.Module, args: tuple[Tensor], output: Tensor, name: str) -> None:
+    def _after(self, module: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
+        name = self._names[module]
         self.trace[name] = self._input, output.detach()
         output.register_hook(
             lambda gradient: gradient * self.gates[name] if name in self.gates else None

@@ -50,12 +50,13 @@ def run(data: Dataset, quick: bool = False, progress: bool = True) -> int:
     return 0
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lays out a table: the first column to the left, the others to the right."""
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: bool = False) -> str:
+    """Lays out a table: the first column to the left, the others, unless `left`, to the right."""
+    justify = str.ljust if left else str.rjust
     widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
     rule = ["-" * width for width in widths]
     return "\n".join(
-        "  " + "   ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
+        ("  " + "   ".join([row[0].ljust(widths[0]), *map(justify, row[1:], widths[1:])])).rstrip()
         for row in (header, rule, *rows)
     )
 

@@ -63,11 +63,24 @@ class Row:
         relu = self.relu if relu is None else relu
         pool = self.pool if pool is None else pool
         steps = [step for step in (conv, norm, relu, pool) if step is not None]
-        weight, bias = conv.weight, conv.bias
+        if _observers:
+            return _observers[-1](steps, lambda: self._run(input, steps, conv, norm, relu, pool))
+        return self._run(input, steps, conv, norm, relu, pool)
+
+    @staticmethod
+    def _run(
+        input: Tensor,
+        steps: list[nn.Module],
+        conv: Conv2d,
+        norm: nn.BatchNorm2d | None,
+        relu: nn.Module | None,
+        pool: nn.Module | None,
+    ) -> Tensor:
         if not all(map(_is_plain, steps)) or (norm is not None and not _folds(input, conv, norm)):
             for step in steps:
                 input = step(input)
             return input
+        weight, bias = conv.weight, conv.bias
         if norm is not None:
             weight, bias = folded(
                 weight, bias, norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps
@@ -78,6 +91,21 @@ class Row:
             return conv.convolve(function, input, weight, bias, **kwargs)
         function = functional.conv2d if relu is None else functional.conv2d_relu
         return conv.convolve(function, input, weight, bias)
+
+
+# What is called in the place of a row, with its modules and a function that runs it.
+Observer = Callable[[list[nn.Module], Callable[[], Tensor]], Tensor]
+_observers: list[Observer] = []
+
+
+@contextmanager
+def observing(observer: Observer) -> Iterator[None]:
+    """Watch rows at work, which hooks would stop; hooks on all modules do not, meanwhile."""
+    _observers.append(observer)
+    try:
+        yield
+    finally:
+        _observers.remove(observer)
 
 
 _FOLLOWERS = {nn.BatchNorm2d: "norm", nn.ReLU: "relu", MaxPool2d: "pool", AvgPool2d: "pool"}
@@ -211,7 +239,8 @@ def _fused_class(cls: type[nn.Module]) -> type[nn.Module]:
     @wraps(cls.forward)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         plan = _plan_of(self)
-        if plan.run is None or kwargs or not plan.takes(args) or _has_any_global_hook():
+        watched = _has_any_global_hook() and not _observers
+        if plan.run is None or kwargs or watched or not plan.takes(args):
             return cls.forward(self, *args, **kwargs)
         return plan.run(self, *args)
 
@@ -432,51 +461,46 @@ def _traced(module: nn.Module) -> fx.Graph:
 
 def _fuse_rows(module: nn.Module, graph: fx.Graph) -> list[Row]:
     """Put one call in the place of each row."""
+
+    def part_of(node: fx.Node) -> str | None:
+        return _FOLLOWERS.get(type(step(node, module)))
+
     found = []
     for node in list(graph.nodes):
-        if isinstance(_step(module, node), Conv2d) and (followers := _followers(module, node)):
-            found.append(_replace(graph, node, followers))
+        if isinstance(step(node, module), Conv2d) and (after := followers(node, part_of)):
+            found.append(_replace(module, graph, node, after))
     return found
 
 
-def _followers(module: nn.Module, node: fx.Node) -> dict[str, tuple[fx.Node, nn.Module]]:
-    """What follows a convolution, by its part in a row: the call, and what it computes."""
-    found: dict[str, tuple[fx.Node, nn.Module]] = {}
+# What may have come before a part of a row.
+_BEFORE = {"norm": ([],), "relu": ([], ["norm"]), "pool": (["relu"], ["norm", "relu"])}
+
+
+def followers(conv: fx.Node, part_of: Callable[[fx.Node], str | None]) -> dict[str, fx.Node]:
+    """The calls that make a row with a convolution, by their parts in it."""
+    found: dict[str, fx.Node] = {}
+    node = conv
     while len(node.users) == 1:
         (user,) = node.users
-        step = _step(module, user)
-        part = _FOLLOWERS.get(type(step))
-        missing = {"norm": (), "relu": (), "pool": ("relu",)}.get(part)
-        if (
-            missing is None
-            or user.args[0] is not node
-            or part in found
-            or "pool" in found
-            or (part == "norm" and "relu" in found)
-            or any(other not in found for other in missing)
-        ):
+        part = part_of(user)
+        if part is None or user.args[0] is not node or list(found) not in _BEFORE[part]:
             break
-        found[part] = user, step
-        node = user
+        found[part] = node = user
     return found
 
 
-def _step(module: nn.Module, node: fx.Node) -> nn.Module | None:
-    """The module that a node calls, or one that does what its function does."""
+def step(node: fx.Node, module: nn.Module | None = None) -> nn.Module | None:
+    """The module that a node of its forward calls, or one that does what its function does."""
     if not node.args or node.all_input_nodes != [node.args[0]]:  # of other settings than constants
         return None
-    if node.op == "call_module":
-        step = module.get_submodule(node.target)
-        return None if getattr(step, "return_indices", False) else step
+    if module is not None and node.op == "call_module":
+        called = module.get_submodule(node.target)
+        return None if getattr(called, "return_indices", False) else called
     target = node.target
     if node.op == "call_method":
         target = {"relu": torch.relu, "relu_": torch.relu_}.get(target)
     make = _FUNCTIONS.get(target)
     return make and make(*node.args[1:], **node.kwargs)
-
-
-def _relu(inplace: bool = False) -> nn.Module:
-    return nn.ReLU(inplace)
 
 
 def _pool(
@@ -498,25 +522,30 @@ _FUNCTIONS: dict[Any, Callable[..., nn.Module | None]] = {
 }
 
 
-def _replace(
-    graph: fx.Graph, conv: fx.Node, followers: dict[str, tuple[fx.Node, nn.Module]]
-) -> Row:
+def _replace(module: nn.Module, graph: fx.Graph, conv: fx.Node, after: dict[str, fx.Node]) -> Row:
     """One call for a row, where its convolution stood."""
-    calls = [conv, *(node for node, _ in followers.values())]
-    functions = {part: step for part, (node, step) in followers.items() if node.op != "call_module"}
+    functions = {
+        part: step(node, module) for part, node in after.items() if node.op != "call_module"
+    }
+    calls = [conv, *after.values()]
     names = tuple(node.target if node.op == "call_module" else node.name for node in calls)
     row = Row(names, functions.get("relu"), functions.get("pool"))
     with graph.inserting_before(conv):
         modules = {
             part: graph.get_attr(node.target)
-            for part, (node, _) in followers.items()
+            for part, node in after.items()
             if part not in functions
         }
         call = graph.call_function(row, (conv.args[0], graph.get_attr(conv.target)), modules)
-    calls[-1].replace_all_uses_with(call)
+    replace_calls(graph, calls, call)
+    return row
+
+
+def replace_calls(graph: fx.Graph, calls: list[fx.Node], new: fx.Node) -> None:
+    """Put a node in the place of calls of which each one takes the result of the last."""
+    calls[-1].replace_all_uses_with(new)
     for node in reversed(calls):
         graph.erase_node(node)
-    return row
 
 
 def _replace_functions(graph: fx.Graph) -> bool:

@@ -5,11 +5,11 @@ from pathlib import Path
 import torch
 
 from cnnkernels.bench import report
-from cnnkernels.bench.sides import SUITES, works
+from cnnkernels.bench.sides import OTHER_SUITES, SUITES, works, zoo
 from cnnkernels.bench.timing import Disagreement, Row, machine, measure
 from cnnkernels.data import MissingExtra
 
-__all__ = ["SUITES", "Disagreement", "Row", "run"]
+__all__ = ["OTHER_SUITES", "SUITES", "Disagreement", "Row", "run"]
 
 
 def run(
@@ -23,7 +23,12 @@ def run(
 
     Returns:
         0, or 1 if some results were not torch's, which then are not timed.
+
+    Raises:
+        MissingExtra: the suite is zoo, and torchvision cannot be imported.
     """
+    if suite == "zoo":
+        zoo()  # an error comes before anything is timed
     where, rows, wrong = torch.device(device), [], []
     about = machine(where)
     print("\n".join(f"{name}: {value}" for name, value in about.items()), end="\n\n")

@@ -41,13 +41,14 @@ class PoolCase:
 
 @dataclass(frozen=True)
 class ModelCase:
-    """A network of cnnkernels.models on a batch of images."""
+    """A network on a batch of images: one of cnnkernels.models, or `zoo`, of torchvision."""
 
     name: str
     model: str
     batch: int
     passes: tuple[str, ...] = ("inference", "step")
     fast_math: bool = False  # of ours
+    zoo: bool = False
 
 
 # VGG-16's convolutions: which they are, C, K, and the image's size; and those before a pool.
@@ -178,4 +179,10 @@ MODELS = [
         ModelCase(f"vgg-16 fast_math, batch {N}", "vgg16", N, ("inference",), fast_math=True)
         for N in (1, 4)
     ),
+]
+
+ZOO = [
+    ModelCase(f"{model}, batch {N}", model, N, ("inference",), zoo=True)
+    for model in ("vgg16", "resnet18", "mobilenet_v2", "squeezenet1_1", "alexnet")
+    for N in _BATCHES
 ]

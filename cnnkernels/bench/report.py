@@ -37,6 +37,7 @@ BARS = [
     Bar("vgg-16 inference, batch 4", 1.4, 1.25, _model("vgg-16, batch 4", "inference")),
     Bar("vgg-16 inference with fast_math", 1.8, 1.25, _model("vgg-16 fast_math", "inference")),
     Bar("vgg-16 step", 1.2, 1.1, _model("vgg-16, batch 4", "step")),
+    Bar("zoo inference", 1.2, 1.0, lambda row: row.suite == "zoo"),
     Bar("conv+relu+pool", 1.8, 1.4, lambda row: row.suite == "fused"),
     Bar(
         "conv+relu+pool, mnist first, forward",

@@ -7,6 +7,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -21,20 +22,25 @@ from cnnkernels.bench.cases import (
     FUSED,
     MODELS,
     POOLS,
+    ZOO,
     ConvCase,
     FusedCase,
     ModelCase,
     PoolCase,
 )
+from cnnkernels.data import MissingExtra, import_extra
 from cnnkernels.models import MODELS as SPECS
 from cnnkernels.models import build_model
 from cnnkernels.train import train_step
 
 Call = Callable[[], Sequence[Tensor]]
 
+ZOO_IMAGE = (3, 224, 224)
+
 # Torch's own ways: as users write it, in the other layout, and compiled.
 SIDES = ("ours", "eager", "channels_last", "compile")
 SUITES = ("layers", "models", "pool", "fused")
+OTHER_SUITES = ("zoo",)  # not part of all: it needs torchvision
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,7 @@ class Work:
     name: str  # of the pass: forward, backward, inference or step
     channels_last: bool  # as written
     make: Callable[[str, torch.device], Call]  # of a side
+    sides: tuple[str, ...] = SIDES
 
     @property
     def layout(self) -> str:
@@ -60,6 +67,7 @@ def works(suite: str, quick: bool = False) -> Iterator[Work]:
         "models": [MODELS],
         "pool": [POOLS, ADAPTIVE_POOLS],
         "fused": [FUSED],
+        "zoo": [ZOO],
     }
     for kind in cases[suite]:
         for case in kind[:2] if quick else kind:
@@ -79,7 +87,9 @@ def shrunk(case: Any) -> Any:
 def _passes(suite: str, case: Any) -> Iterator[Work]:
     if isinstance(case, ModelCase):
         for name in case.passes:
-            yield Work(suite, case.name, name, False, partial(_MODEL_WORKS[name], case))
+            # To compile a whole network of the zoo takes minutes.
+            sides = tuple(side for side in SIDES if side != "compile" or not case.zoo)
+            yield Work(suite, case.name, name, False, partial(_MODEL_WORKS[name], case), sides)
         return
     for label, function, tensors in _layer_works(case):
         for name in ("forward", "backward"):
@@ -172,11 +182,25 @@ def _moved(tensor: Tensor, device: torch.device, format: torch.memory_format | N
 # ---------------------------------------------------------------- models
 
 
+def zoo() -> ModuleType:
+    """torchvision.models.
+
+    Raises:
+        MissingExtra: it is absent, or was built for another torch.
+    """
+    try:
+        return import_extra("torchvision.models", "torchvision", extra="dev")
+    except RuntimeError as error:
+        raise MissingExtra(f"torchvision does not load beside this torch: {error}") from error
+
+
 def _model_side(case: ModelCase, side: str, device: torch.device) -> tuple[nn.Module, Tensor]:
-    spec = SPECS[case.model]
     torch.manual_seed(0)
-    model = build_model(case.model).to(device)
-    images = torch.randn(case.batch, *spec.input_shape).to(device)
+    if case.zoo:
+        model, shape = getattr(zoo(), case.model)().to(device), ZOO_IMAGE
+    else:
+        model, shape = build_model(case.model).to(device), SPECS[case.model].input_shape
+    images = torch.randn(case.batch, *shape).to(device)
     if side == "ours":
         model = cnnkernels.convert(model)
     if side == "channels_last":

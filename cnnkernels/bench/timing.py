@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import cnnkernels
-from cnnkernels.bench.sides import SIDES, Call, Work
+from cnnkernels.bench.sides import Call, Work
 from cnnkernels.compare import cpu_name
 
 # A piece of work takes turns for so many seconds, in no fewer and no more rounds.
@@ -117,7 +117,7 @@ def measure(work: Work, device: torch.device, quick: bool = False) -> Row:
 def _calls(work: Work, device: torch.device) -> Iterator[tuple[str, Call]]:
     torch._dynamo.reset()
     ours: list[Tensor] | None = None
-    for side in SIDES:
+    for side in work.sides:
         if side == "channels_last" and work.channels_last:
             continue  # is eager
         try:
