@@ -1,7 +1,8 @@
 """Tries a wheel beside several torches: ``python -m build_support.check_wheel WHEEL TORCH...``.
 
 Each torch (a requirement such as torch==2.13.0) gets a fresh environment, in which
-tests/wheel_smoke.py runs, and which is deleted again, also after a failure.
+tests/wheel_smoke.py runs, and which is deleted again, also after a failure. Beside a torch that
+TORCHVISIONS knows, tests/test_zoo.py runs, too.
 """
 
 from __future__ import annotations
@@ -16,6 +17,17 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SMOKE_TEST = ROOT / "tests/wheel_smoke.py"
+
+ZOO_TEST = ROOT / "tests/test_zoo.py"
+
+# The installed package is tested, not the sources, and without the fixtures that need their tools.
+ZOO_OPTIONS = (
+    *("-q", "--noconftest", "-p", "no:cacheprovider", "--override-ini", "pythonpath=tests"),
+    *("--rootdir", ROOT, "-c", ROOT / "pyproject.toml"),
+)
+
+# Which torchvision was built for which torch.
+TORCHVISIONS = {"torch==2.14.1": "torchvision==0.29.1"}
 
 # A CUDA build of torch with its libraries: 3 GB downloaded, then 5.5 GB unpacked, and air.
 NEEDED_BYTES = 15 * 10**9
@@ -56,9 +68,12 @@ def _try(wheel: Path, torch: str, folder: Path) -> None:
         run(python, "-m", "pip", "install", *options, *arguments)
 
     run(sys.executable, "-m", "venv", folder / "venv")
-    install(torch)
+    torchvision = TORCHVISIONS.get(torch)
+    install(torch, *([torchvision, "pytest"] if torchvision else []))
     install("--no-deps", wheel)
     run(python, "-I", SMOKE_TEST)
+    if torchvision:
+        run(python, "-m", "pytest", *ZOO_OPTIONS, ZOO_TEST)
 
 
 if __name__ == "__main__":

@@ -116,7 +116,8 @@ class _Watch(TorchDispatchMode):
 
     def _note(self, name: str, candidates: list[dict[str, Any]], args: tuple) -> None:
         head, *rest = self._stack[-1]
-        layer = self._names[head]
+        # A function in a row is a module without a name, called by one that has one.
+        layer = next(self._names[m] for m, *_ in reversed(self._stack) if m in self._names)
         if not candidates:
             why = self._reasons.get(layer) or fusion.obstacle(head) or "convert() was not called"
             self.steps.append(Step(layer, name, "torch", why))

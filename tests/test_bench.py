@@ -163,6 +163,22 @@ def test_a_wrong_result_is_the_exit_status(monkeypatch, one_row, capsys):
     assert "WRONG model a" in capsys.readouterr().out
 
 
+def test_the_zoo_needs_torchvision(monkeypatch, capsys):
+    def broken(*_, **__):
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.setattr(sides, "import_extra", broken)
+    assert cli.main(["bench", "--suite", "zoo"]) == 2
+    assert "torchvision does not load beside this torch: operator" in capsys.readouterr().err
+
+
+def test_the_zoos_cases():
+    found = [*sides.works("zoo")]
+    assert len(found) == 10 and {work.name for work in found} == {"inference"}
+    assert all("compile" not in work.sides for work in found)
+    assert "zoo" not in bench.SUITES
+
+
 def test_threads(monkeypatch, one_row):
     asked = []
     monkeypatch.setattr(torch, "set_num_threads", asked.append)

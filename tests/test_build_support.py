@@ -388,6 +388,14 @@ def test_a_wheel_is_tried_beside_each_torch(steps, tmp_path):
     assert list((tmp_path / "build").iterdir()) == []
 
 
+def test_the_zoo_runs_beside_the_torch_of_a_torchvision(steps, tmp_path):
+    torch, torchvision = next(iter(check_wheel.TORCHVISIONS.items()))
+    check_wheel.check(tmp_path / "cnnkernels.whl", [torch], tmp_path / "build")
+    (installed,) = [step for step in steps if torchvision in step]
+    assert {torch, "pytest"} <= {*installed}
+    assert steps[-1][1:3] == ("-m", "pytest") and steps[-1][-1].endswith("tests/test_zoo.py")
+
+
 def test_a_wheel_that_fails_leaves_nothing_behind(monkeypatch, tmp_path):
     def fail(command, **_):
         raise subprocess.CalledProcessError(1, command)

@@ -28,7 +28,7 @@ NETWORKS = {
     "resnext50_32x4d": 64,
     "densenet121": 64,
     "googlenet": 64,
-    "inception_v3": 128,
+    "inception_v3": 96,
     "squeezenet1_1": 64,
     "mobilenet_v2": 64,
     "mobilenet_v3_small": 64,
@@ -40,13 +40,18 @@ NETWORKS = {
 }
 
 
+SETTINGS = {
+    "googlenet": dict(init_weights=True),
+    "inception_v3": dict(init_weights=True, aux_logits=False),  # which take 299 pixels
+}
+
+
 def build(name):
     """The network with statistics as a trained one has, without what draws random numbers."""
     if name.startswith(("alexnet", "vgg")):
         model = without_linear_layers(name)
     else:
-        settings = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
-        model = getattr(models, name)(num_classes=10, **settings)
+        model = getattr(models, name)(num_classes=10, **SETTINGS.get(name, {}))
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.running_mean, 0, 0.1)
