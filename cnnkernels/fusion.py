@@ -76,21 +76,17 @@ class Row:
         relu: nn.Module | None,
         pool: nn.Module | None,
     ) -> Tensor:
-        if not all(map(_is_plain, steps)) or (norm is not None and not _folds(input, conv, norm)):
+        tensors = _weights(input, conv, norm) if all(map(_is_plain, steps)) else None
+        if tensors is None:
             for step in steps:
                 input = step(input)
             return input
-        weight, bias = conv.weight, conv.bias
-        if norm is not None:
-            weight, bias = folded(
-                weight, bias, norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps
-            )
         if pool is not None:
             kind, kwargs = pool_settings(pool)
             function = getattr(functional, f"conv2d_relu_{kind}_pool2d")
-            return conv.convolve(function, input, weight, bias, **kwargs)
+            return conv.convolve(function, input, *tensors, **kwargs)
         function = functional.conv2d if relu is None else functional.conv2d_relu
-        return conv.convolve(function, input, weight, bias)
+        return conv.convolve(function, input, *tensors)
 
 
 # What is called in the place of a row, with its modules and a function that runs it.
@@ -123,26 +119,31 @@ def _is_plain(module: nn.Module) -> bool:
     )
 
 
-def _folds(input: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> bool:
-    """Whether to fold the normalisation into the weight, at this call.
+def _weights(
+    input: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d | None
+) -> tuple[Tensor, Tensor | None] | None:
+    """Weight and bias of the convolution, with the normalisation folded into them.
 
-    Nothing is kept from call to call: no version counter tells of a change through ``.data``. So
-    a fold must cost less than the pass over the output that it spares: it is done where there are
-    more outputs than weights. For derivatives there would be nothing to gain, and 16-bit weights
-    would be rounded once more.
+    None where it is not to be folded. Nothing is kept from call to call: no version counter tells
+    of a change through ``.data``. So a fold must cost less than the pass over the output that it
+    spares: it is done where there are more outputs than weights. With derivatives there would be
+    nothing to gain, and 16-bit weights would be rounded once more.
     """
-    weight, var = conv.weight, norm.running_var
+    weight, bias = conv.weight, conv.bias
+    if norm is None:
+        return weight, bias
+    var = norm.running_var
     if norm.training or var is None or weight.dtype not in (torch.float32, torch.float64):
-        return False
+        return None
     if input.dim() != 4 or not input.dtype == weight.dtype == var.dtype:
-        return False
-    if (
-        recorded(input, weight, conv.bias, norm.weight, norm.bias)
-        or torch._C._is_any_autocast_enabled()
-    ):
-        return False
+        return None
+    gamma, beta = norm.weight, norm.bias
+    if torch._C._is_any_autocast_enabled() or recorded(input, weight, bias, gamma, beta):
+        return None
     N, _, H, W = input.shape
-    return N * H * W * weight.shape[0] >= weight.numel() * conv.stride[0] * conv.stride[1]
+    if N * H * W * weight.shape[0] < weight.numel() * conv.stride[0] * conv.stride[1]:
+        return None
+    return folded(weight, bias, norm.running_mean, var, gamma, beta, norm.eps)
 
 
 def folded(
