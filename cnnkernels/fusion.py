@@ -324,7 +324,7 @@ class _Plan:
             self.is_ours = _replace_functions(graph) or bool(self.rows)
             self.run = _compiled(graph) if self.is_ours else None
         # Not those that are added later, as torch.compile does.
-        self._names = ["training", *(name for name in vars(module) if name not in _PARTS)]
+        self._names = [name for name in vars(module) if name not in _PARTS]
         self._state = _state(module, self._names, self._containers)
 
 
