@@ -1,4 +1,4 @@
-"""The command line: train, evaluate, predict, visualize, summary, demo, bench and info."""
+"""The command line: train, evaluate, predict, visualize, summary, explain, demo, bench and info."""
 
 import argparse
 import contextlib
@@ -29,7 +29,7 @@ from cnnkernels.config import (
 )
 from cnnkernels.data import DataError, Dataset, load, read_image
 from cnnkernels.evaluation import Classifier, Evaluation, evaluate, load_classifier, mistakes
-from cnnkernels.models import MODELS
+from cnnkernels.models import MODELS, build_model
 from cnnkernels.summary import summary
 from cnnkernels.train import EpochReport, Stopped, train
 
@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add in (
         *(_add_train, _add_evaluate, _add_predict, _add_visualize),
-        *(_add_summary, _add_demo, _add_bench, _add_info),
+        *(_add_summary, _add_explain, _add_demo, _add_bench, _add_info),
     ):
         add(commands)
     return parser
@@ -403,7 +403,7 @@ def _kernels(text: str) -> dict[str, Tensor]:
     return {f"filter {i}": kernel for i, kernel in enumerate(found)}
 
 
-# ---------------------------------------------------------------- summary, demo, info
+# ---------------------------------------------------------------- summary, explain, demo, info
 
 
 def _add_summary(commands: _Commands) -> None:
@@ -418,6 +418,21 @@ def _add_summary(commands: _Commands) -> None:
 
 def _summary(options: argparse.Namespace) -> int:
     print(summary(options.model, options.input or MODELS[options.model].input_shape))
+    return 0
+
+
+def _add_explain(commands: _Commands) -> None:
+    command = _command(
+        commands, "explain", _explain, "list which algorithms run a network's layers, and what with"
+    )
+    command.add_argument("--model", choices=MODELS, default="a")
+    command.add_argument("--batch-size", type=int, default=1, metavar="N", help="images (1)")
+
+
+def _explain(options: argparse.Namespace) -> int:
+    model = cnnkernels.convert(build_model(options.model)).eval()
+    images = torch.zeros(options.batch_size, *MODELS[options.model].input_shape)
+    print(cnnkernels.explain(model, images))
     return 0
 
 

@@ -7,7 +7,7 @@ from small import conv, images, norm
 from torch import nn
 
 import cnnkernels
-from cnnkernels import convert, explain
+from cnnkernels import cli, convert, explain
 from cnnkernels.explanation import Step
 
 
@@ -92,3 +92,8 @@ def test_the_emulators_kernels_and_hooks_left_behind():
     with pytest.raises(RuntimeError):
         explain(model, torch.ones(1, 3, 6, 6))
     assert not nn.modules.module._has_any_global_hook()
+
+
+def test_the_command(capsys):
+    assert cli.main(["explain", "--model", "a", "--batch-size", "2"]) == 0
+    assert "conv2d + relu + max_pool2d" in capsys.readouterr().out
