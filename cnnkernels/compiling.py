@@ -62,9 +62,7 @@ def _fuse(graph: fx.Graph, conv: fx.Node) -> None:
     after = fusion.followers(conv, lambda node: _part(conv, node))
     if not after:
         return
-    call = inspect.signature(functional.conv2d).bind(*conv.args, **conv.kwargs)
-    call.apply_defaults()
-    input, weight, bias, *geometry = call.arguments.values()
+    input, weight, bias, *geometry = _arguments(functional.conv2d, conv)
     name, settings = "conv2d", {}
     if "relu" in after:
         name = "conv2d_relu"
@@ -74,7 +72,7 @@ def _fuse(graph: fx.Graph, conv: fx.Node) -> None:
     calls = [conv, *after.values()]
     with graph.inserting_before(calls[-1]):
         if "norm" in after:
-            mean, var, gamma, beta, *_, eps = _norm_arguments(after["norm"])
+            _, mean, var, gamma, beta, *_, eps = _arguments(F.batch_norm, after["norm"])
             pair = graph.call_function(fusion.folded, (weight, bias, mean, var, gamma, beta, eps))
             weight, bias = (graph.call_function(operator.getitem, (pair, i)) for i in (0, 1))
         args = (input, weight, bias, *geometry)
@@ -92,16 +90,18 @@ def _part(conv: fx.Node, node: fx.Node) -> str | None:
     return None if step is None else "pool"
 
 
-def _norm_arguments(node: fx.Node) -> list[Any]:
-    """Running mean and variance, weight, bias, training, momentum and eps."""
-    call = inspect.signature(F.batch_norm).bind(*node.args, **node.kwargs)
+def _arguments(function: Callable[..., Any], node: fx.Node) -> list[Any]:
+    """All arguments of a call, in the order of the function's parameters."""
+    call = inspect.signature(function).bind(*node.args, **node.kwargs)
     call.apply_defaults()
-    return [*call.arguments.values()][1:]
+    return [*call.arguments.values()]
 
 
 def _folds(conv: fx.Node, norm: fx.Node) -> bool:
     """Whether a normalisation by constants costs less in the weight than in the output."""
-    _, var, *_, training, _, _ = _norm_arguments(norm)
-    output, weight = _example(conv), _example(conv.args[1])
+    _, _, var, _, _, training, _, _ = _arguments(F.batch_norm, norm)
+    if training:
+        return False
+    output, weight = _example(conv), _example(_arguments(functional.conv2d, conv)[1])
     exact = output.dtype == weight.dtype == _example(var).dtype in (torch.float32, torch.float64)
-    return not training and exact and output.numel() >= weight.numel()
+    return exact and output.numel() >= weight.numel()

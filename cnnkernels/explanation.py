@@ -84,14 +84,20 @@ class _Watch(TorchDispatchMode):
     def modules(self) -> Iterator[None]:
         """Keep the stack of the modules at work."""
         handles = (
-            register_module_forward_pre_hook(lambda module, _: self._stack.append([module])),
-            register_module_forward_hook(lambda *_: self._stack.pop() and None, always_call=True),
+            register_module_forward_pre_hook(self._enter),
+            register_module_forward_hook(self._leave, always_call=True),
         )
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
+
+    def _enter(self, module: nn.Module, _: Any) -> None:
+        self._stack.append([module])
+
+    def _leave(self, *_: Any) -> None:
+        self._stack.pop()
 
     def row(self, modules: list[nn.Module], run: Callable[[], Tensor]) -> Tensor:
         """A row is one module at work, until one of its own is called."""
@@ -109,12 +115,12 @@ class _Watch(TorchDispatchMode):
             name = name.removesuffix("_with_argmax").removesuffix("_with_indices")
             if namespace == "cnnkernels":
                 found = _C.candidates(lambda: func(*args, **(kwargs or {})))
-                self._note(name, found, args)
+                self._note(name, found)
             elif namespace == "aten":
-                self._note(name, [], args)
+                self._note(name, [])
         return func(*args, **(kwargs or {}))
 
-    def _note(self, name: str, candidates: list[dict[str, Any]], args: tuple) -> None:
+    def _note(self, name: str, candidates: list[dict[str, Any]]) -> None:
         head, *rest = self._stack[-1]
         # A function in a row is a module without a name, called by one that has one.
         layer = next(self._names[m] for m, *_ in reversed(self._stack) if m in self._names)

@@ -484,7 +484,7 @@ def followers(conv: fx.Node, part_of: Callable[[fx.Node], str | None]) -> dict[s
     while len(node.users) == 1:
         (user,) = node.users
         part = part_of(user)
-        if part is None or user.args[0] is not node or list(found) not in _BEFORE[part]:
+        if part is None or user.args[:1] != (node,) or list(found) not in _BEFORE[part]:
             break
         found[part] = node = user
     return found

@@ -64,6 +64,15 @@ def test_more_weights_than_outputs_are_not_folded():
     assert calls(model, torch.randn(1, 64, 6, 6)) == ["conv2d"]
 
 
+def test_calls_by_keywords_and_statistics_of_the_batch():
+    layer, bn = conv(), nn.BatchNorm2d(2, track_running_stats=False).eval()
+
+    def function(x):
+        return F.relu(input=bn(F.conv2d(input=x, weight=layer.weight, padding=1)))
+
+    assert calls(function, images()) == ["conv2d"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
 def test_results_are_torchs(training):
