@@ -18,6 +18,7 @@ import pytest
 import test_adaptive_pool2d
 import test_autograd
 import test_conv2d
+import test_conv2d_depthwise
 import test_conv2d_implicit_gemm
 import test_conv2d_pool
 import test_conv2d_tensor_core
@@ -177,6 +178,16 @@ def test_winograd_is_exact_on_small_integers(gpu, problem, layout, relu):
     shape, K, kwargs = test_conv2d_winograd.PROBLEMS[problem]
     problem = shape, (K, 3, 3), kwargs
     check_conv2d_exactly(gpu, *problem, torch.float32, relu, layouts, fast_math=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("problem", ["small", "halving", "halving_even", "seven", "many_images"])
+def test_depthwise_is_exact_on_small_integers(gpu, problem, layout, dtype):
+    layouts = (test_conv2d.LAYOUTS[layout],) * 3
+    shape, size, kwargs = test_conv2d_depthwise.PROBLEMS[problem]
+    problem = shape, (shape[1], *size), kwargs | dict(groups=shape[1])
+    check_conv2d_exactly(gpu, *problem, dtype, True, layouts)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

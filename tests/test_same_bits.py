@@ -25,6 +25,9 @@ CASES: dict[str, Callable[..., Iterator[Pass]]] = {
     "conv groups": partial(
         random_conv2d, shape=(2, 12, 17, 13), filters=(8, 3, 3), groups=4, dilation=2
     ),
+    "conv depthwise": partial(
+        random_conv2d, shape=(3, 19, 17, 13), filters=(19, 5, 4), groups=19, stride=2, padding=1
+    ),
     "fused max": partial(
         random_conv2d_pool,
         kind="max",
