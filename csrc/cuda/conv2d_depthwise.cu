@@ -21,8 +21,12 @@ constexpr double kMostReread = 1.125;
 // bound the error.
 constexpr int kWgradWarps = 8, kWgradChannels = 8, kMostAdditions = 256;
 
-constexpr int taps_of(const Conv2dProblem& problem) {
-  return std::max(problem.R, problem.S) <= 4 ? 4 : 8;
+// Taps that meet pixels in registers: of a filter's column, in even numbers, since dgrad with
+// stride 2 tells them apart; or of a square of a filter in wgrad, whose sums want a register each.
+constexpr int kFewTaps = 4, kManyTaps = 8, kManySquareTaps = 7;
+
+constexpr int taps_of(const Conv2dProblem& problem, int many) {
+  return std::max(problem.R, problem.S) <= kFewTaps ? kFewTaps : many;
 }
 
 // ---- how a pass is cut ----
@@ -47,6 +51,7 @@ class Cut {
         stride_(stride),
         up_(up),
         run_(run),
+        taps_(taps_of(problem, wgrad ? kManySquareTaps : kManyTaps)),
         element_(element),
         wgrad_(wgrad),
         nearest_(channels_fastest(source) || channels_fastest(result)
@@ -85,7 +90,7 @@ class Cut {
 
  private:
   const Conv2dProblem& problem_;
-  int stride_, up_, run_;
+  int stride_, up_, run_, taps_;
   int64_t element_;
   bool wgrad_;
   int nearest_;  // channels that fill a sector
@@ -102,7 +107,6 @@ class Cut {
   // Fills in what follows from the tile and the channels.
   DepthwiseTiling laid_out(DepthwiseTiling t) const {
     const int banks = 128 / element_, shift = 4;  // planes begin 4 elements apart, in banks
-    const int taps = taps_of(problem_);
     t.channel_groups = ceil_divide(problem_.C, t.channels);
     t.lanes = std::min(t.channels, nearest_);
     t.half = (t.columns.source_extent + 1) / 2;
@@ -110,7 +114,7 @@ class Cut {
     t.plane = t.rows.source_extent * t.pitch;
     if (t.lanes > 1) t.plane += ((shift - t.plane) % banks + banks) % banks;
     const int read =
-        extent(ceil_divide(t.rows.tile, run_) * run_, ceil_divide(t.rows.taps, taps) * taps);
+        extent(ceil_divide(t.rows.tile, run_) * run_, ceil_divide(t.rows.taps, taps_) * taps_);
     t.pixels = t.images * t.channels * t.plane + (read - t.rows.source_extent) * t.pitch;
     if (t.staged)
       t.pixels =
@@ -212,7 +216,7 @@ struct WgradCut {
             fprop_axis(problem.W, problem.Q, problem.S, problem.pad_left), problem.stride_h, 1,
             DepthwiseStep<1, 1>::kRun, element, problem.input, problem.output, true) {
     const DepthwiseTiling& tiling = cut.tiling();
-    const int taps = taps_of(problem);
+    const int taps = taps_of(problem, kManySquareTaps);
     squares = ceil_divide(problem.R, taps) * ceil_divide(problem.S, taps);
     const int64_t items = ceil_divide(cut.items(tiling), tiling.channels);
     shares = std::max<int64_t>(1, std::min<int64_t>(kWgradWarps / (tiling.channels * squares),
@@ -232,16 +236,17 @@ struct WgradCut {
 
 // ---- the passes ----
 
-// Calls body(T, taps, stride) with constants.
-template <class Body>
+// Calls body(T, taps, stride) with constants, of which taps is kFewTaps or kMany.
+template <int kMany, class Body>
 void with_size(const Conv2dProblem& problem, Dtype dtype, const Body& body) {
   const auto with_stride = [&](auto zero, auto taps) {
     if (problem.stride_h == 1) return body(zero, taps, std::integral_constant<int, 1>());
     body(zero, taps, std::integral_constant<int, 2>());
   };
   with_dtype(dtype, [&](auto zero) {
-    if (taps_of(problem) == 4) return with_stride(zero, std::integral_constant<int, 4>());
-    with_stride(zero, std::integral_constant<int, 8>());
+    if (taps_of(problem, kMany) == kFewTaps)
+      return with_stride(zero, std::integral_constant<int, kFewTaps>());
+    with_stride(zero, std::integral_constant<int, kMany>());
   });
 }
 
@@ -252,7 +257,7 @@ int threads_of(const Cut& cut) {
 
 void fprop(const Conv2dProblem& problem, Dtype dtype, const void* input, const void* weight,
            Epilogue epilogue, void* output, void*, Stream stream) {
-  with_size(problem, dtype, [&](auto zero, auto taps, auto stride) {
+  with_size<kManyTaps>(problem, dtype, [&](auto zero, auto taps, auto stride) {
     using T = decltype(zero);
     const Cut cut = cut_fprop(problem, sizeof(T));
     launch<conv2d_depthwise_fprop<T, taps.value, stride.value>>(
@@ -264,7 +269,7 @@ void fprop(const Conv2dProblem& problem, Dtype dtype, const void* input, const v
 
 void dgrad(const Conv2dProblem& problem, Dtype dtype, const void* grad_output,
            const void* relu_output, const void* weight, void* grad_input, void*, Stream stream) {
-  with_size(problem, dtype, [&](auto zero, auto taps, auto stride) {
+  with_size<kManyTaps>(problem, dtype, [&](auto zero, auto taps, auto stride) {
     using T = decltype(zero);
     const Cut cut = cut_dgrad(problem, sizeof(T));
     launch<conv2d_depthwise_dgrad<T, taps.value, stride.value>>(
@@ -287,7 +292,7 @@ int64_t workspace(const Conv2dProblem& problem, Dtype dtype, ConvPass pass) {
 void wgrad(const Conv2dProblem& problem, Dtype dtype, const void* grad_output,
            const void* relu_output, const void* input, void* grad_weight, void* workspace,
            Stream stream) {
-  with_size(problem, dtype, [&](auto zero, auto taps, auto stride) {
+  with_size<kManySquareTaps>(problem, dtype, [&](auto zero, auto taps, auto stride) {
     using T = decltype(zero);
     const WgradCut cut(problem, sizeof(T));
     const DepthwiseTiling& tiling = cut.cut.tiling();

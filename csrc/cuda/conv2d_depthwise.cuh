@@ -20,7 +20,7 @@
 //          gradients stand two pixels apart: an output with tap (r, s) reads one where it lies on
 //          it, which is known when the kernel is compiled, but for the column's parity.
 //   wgrad  a block per some channels and a chunk of tiles, pixels and gradients in shared memory. A
-//          warp has a channel and a square of 4x4 or 8x8 taps, whose sums a lane keeps in registers
+//          warp has a channel and a square of 4x4 or 7x7 taps, whose sums a lane keeps in registers
 //          for the items that it walks. Lanes are added by shuffles, warps and chunks by a second
 //          kernel, in an order fixed by the problem.
 //   bgrad  is left to `direct`.
@@ -379,10 +379,14 @@ __device__ void depthwise_convolve(const Conv2dProblem& problem, const Depthwise
     if (i >= 0) output[i] = pixels[i];
 }
 
+// Threads of a block, at most, and blocks of an SM, at least: a thread can have 64 registers, or
+// 128 in float64.
 constexpr int kDepthwiseThreads = 256;
+template <class T>
+constexpr int kDepthwiseBlocks = sizeof(T) > sizeof(float) ? 2 : 4;
 
 template <class T, int kTaps, int kStride>
-__global__ void __launch_bounds__(kDepthwiseThreads)
+__global__ void __launch_bounds__(kDepthwiseThreads, kDepthwiseBlocks<T>)
     conv2d_depthwise_fprop(Conv2dProblem problem, DepthwiseTiling tiling,
                            const T* __restrict__ input, const T* __restrict__ weight,
                            DepthwiseResult<T> output) {
@@ -391,7 +395,7 @@ __global__ void __launch_bounds__(kDepthwiseThreads)
 }
 
 template <class T, int kTaps, int kStride>
-__global__ void __launch_bounds__(kDepthwiseThreads)
+__global__ void __launch_bounds__(kDepthwiseThreads, kDepthwiseBlocks<T>)
     conv2d_depthwise_dgrad(Conv2dProblem problem, DepthwiseTiling tiling, GradOutput<T> grad_output,
                            const T* __restrict__ weight, DepthwiseResult<T> grad_input) {
   depthwise_convolve<kTaps, 1, kStride>(problem, tiling, DepthwiseGradients<T>{grad_output}, weight,
@@ -448,7 +452,7 @@ constexpr int kDepthwiseWarps = sizeof(T) > sizeof(float) ? 8 : 16;
 // Block (x, y, z) has chunk x of the tiles of channel group y, and some of its tasks. `partials`
 // are [chunk][share][c][r][s].
 template <class T, int kTaps, int kStride>
-__global__ void __launch_bounds__(kDepthwiseWarps<T>* kWarpSize)
+__global__ void __launch_bounds__(kDepthwiseWarps<T>* kWarpSize, 1)
     conv2d_depthwise_wgrad(Conv2dProblem problem, DepthwiseTiling tiling, GradOutput<T> grad_output,
                            const T* __restrict__ input, Accumulator<T>* __restrict__ partials,
                            int tiles, int tiles_per_chunk, int shares) {

@@ -123,7 +123,7 @@ __global__ void conv2d_direct_dgrad(Conv2dProblem problem, Gradient grad_output,
 
 // kThreads is how many threads share the sum of a weight: a block's, or 1.
 template <class T, class Gradient, int kThreads>
-__global__ void __launch_bounds__(kThreadsPerBlock)
+__global__ void __launch_bounds__(kThreadsPerBlock, 1)
     conv2d_direct_wgrad(Conv2dProblem problem, Gradient grad_output, const T* __restrict__ input,
                         T* __restrict__ grad_weight) {
   const auto [k, c, r, s] = position_of(global_thread() / kThreads, problem.group_channels(),
@@ -146,7 +146,7 @@ __global__ void __launch_bounds__(kThreadsPerBlock)
 }
 
 template <class T, class Gradient>
-__global__ void __launch_bounds__(kThreadsPerSum)
+__global__ void __launch_bounds__(kThreadsPerSum, 1)
     conv2d_direct_bgrad(Conv2dProblem problem, Gradient grad_output, T* __restrict__ grad_bias) {
   const int k = blockIdx.x;
   Accumulator<T> sum = 0;

@@ -29,7 +29,7 @@ struct PooledSink {
 // Block y is group y.
 template <class T, int kRows, int kColumns, bool kPacks>
 __global__ void __launch_bounds__(kBlockThreads<T, kRows, kColumns>,
-                                  (kBlocks<T, kRows, kColumns, kPacks>))
+                                  (kBlocks<T, kRows, kColumns, true>))
     conv2d_pool_implicit_gemm_fprop(Conv2dPoolProblem problem, const T* __restrict__ input,
                                     const T* __restrict__ weight, Epilogue epilogue,
                                     T* __restrict__ output, Codes codes, T* __restrict__ parts) {

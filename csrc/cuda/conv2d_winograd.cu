@@ -20,8 +20,8 @@ WinogradShape completed(WinogradShape shape, int images) {
   shape.patches = images * shape.patches_down * shape.patches_across;
   shape.blocks = ceil_divide(shape.filters, Tile::kFilters);
   shape.depth = ceil_divide(shape.channels, Tile::kDepth) * Tile::kDepth;
-  shape.channels_fastest = shape.source.c < shape.source.w;
-  shape.filters_fastest = shape.result.c < shape.result.w;
+  shape.channels_fastest = channels_fastest(shape.source);
+  shape.filters_fastest = channels_fastest(shape.result);
   return shape;
 }
 

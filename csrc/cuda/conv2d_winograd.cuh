@@ -203,8 +203,8 @@ class PatchLoader {
     if (kMasked) mask_ = mask + shape.mask.at(patch.n, c, h, w);
 #pragma unroll
     for (int i = 0; i < kIn; ++i) {
-      rows_ |= unsigned{patch.n >= 0 && is_inside(h + i, shape.height)} << i;
-      columns_ |= unsigned{is_inside(w + i, shape.width)} << i;
+      rows_ |= unsigned{patch.n >= 0 && inside(h + i, shape.height)} << i;
+      columns_ |= unsigned{inside(w + i, shape.width)} << i;
     }
   }
 
@@ -229,11 +229,6 @@ class PatchLoader {
   }
 
  private:
-  // One comparison: as unsigned, negative numbers are large.
-  __device__ static bool is_inside(int x, int size) {
-    return static_cast<unsigned>(x) < static_cast<unsigned>(size);
-  }
-
   // What is not open is zero.
   __device__ void read(const float*& corner, const Strides& strides, int channels) {
     const int down = static_cast<int>(strides.h), across = static_cast<int>(strides.w);
