@@ -41,7 +41,7 @@ OBLONG = {
 
 # More for the instance of any size.
 ANY_SIZE = {
-    "one": ((1, 1, 1, 1), (1, 1, 1), {}),
+    "one_pixel": ((1, 1, 1, 1), (2, 1, 1), {}),  # of one filter, it would be depthwise
     "pointwise": ((2, 4, 9, 33), (33, 1, 1), {}),
     "pointwise_strided": ((1, 3, 18, 66), (4, 1, 1), dict(stride=2)),
     "stride_beyond_filter": ((1, 2, 9, 9), (2, 1, 1), dict(stride=(1, 2), padding=1)),
