@@ -196,7 +196,8 @@ NAMED_LAYERS = {
     "resnet_downsample": ((8, 64, 56, 56), (128, 64, 1, 1), dict(stride=2), "implicit_gemm"),
     "alexnet_conv1": ((8, 3, 227, 227), (96, 3, 11, 11), dict(stride=4), "implicit_gemm"),
     "resnext_grouped": ((8, 256, 28, 28), (256, 8, 3, 3), dict(groups=32), "implicit_gemm"),
-    "depthwise": ((8, 128, 28, 28), (128, 1, 3, 3), dict(groups=128), "direct"),
+    "depthwise": ((8, 128, 28, 28), (128, 1, 3, 3), dict(groups=128), "depthwise"),
+    "depthwise_dilated": ((8, 128, 28, 28), (128, 1, 3, 3), dict(groups=128, dilation=2), "direct"),
     "classifier": ((8, 512, 1, 1), (10, 512, 1, 1), {}, "direct"),
 }
 
