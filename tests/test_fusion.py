@@ -8,6 +8,7 @@ import random
 import pytest
 import torch
 import torch.nn.functional as F
+from accuracy import assert_accurate
 from small import conv, images, norm, run
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -45,8 +46,11 @@ def names(module):
     return [row.names for row in rows(module)]
 
 
-def assert_equal_to_torchs(model, input=None):
-    """Outputs and gradients in float64, where rounding is no matter; gives the converted model."""
+def assert_equal_to_torchs(model, input=None, is_exact=True):
+    """Outputs and gradients in float64: of whole numbers exact, but for what is normalised.
+
+    Gives the converted model.
+    """
     model = model.double()
     input = (images() if input is None else input).double()
     expected = run(copy.deepcopy(model), input)
@@ -57,8 +61,10 @@ def assert_equal_to_torchs(model, input=None):
     results = run(converted, input)
     with torch.no_grad():  # where a normalisation is folded
         results, expected = [*results, converted(input)], [*expected, expected[0]]
+    is_exact &= not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    tolerance = 0 if is_exact else 1e-12
     for mine, theirs in zip(results, expected, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(mine, theirs, rtol=tolerance, atol=tolerance)
     return converted
 
 
@@ -84,12 +90,13 @@ def test_results_are_those_of_the_modules_one_after_the_other(backend):
     ).to(backend.device)
     input = images().to(backend.device)
     expected = run(model, input)
+    references = run(copy.deepcopy(model).double(), input.double())
 
     converted = convert(model)
 
     assert [len(row) for row in names(converted)] == [3, 3, 2, 2]
-    for mine, theirs in zip(run(converted, input), expected, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=0)
+    for mine, theirs, reference in zip(run(converted, input), expected, references, strict=True):
+        assert_accurate(mine, theirs, reference)
 
 
 def test_fuse_false_only_replaces():
@@ -269,7 +276,7 @@ def test_a_value_that_is_used_elsewhere_stays(forward):
     model = Branch(forward).eval()
     with torch.no_grad():
         expected = model(images())
-        assert torch.equal(convert(model)(images()), expected) is not None
+        torch.testing.assert_close(convert(model)(images()), expected, rtol=0, atol=0)
     assert rows(model) == []
 
 
@@ -289,7 +296,8 @@ def test_functions_alone_are_replaced():
         def forward(self, x):
             return F.adaptive_avg_pool2d(self.act(F.conv2d(x, self.weight, padding=1)), 1)
 
-    assert ops(assert_equal_to_torchs(Net())) == ["conv2d", "adaptive_avg_pool2d"]
+    model = assert_equal_to_torchs(Net(), is_exact=False)
+    assert ops(model) == ["conv2d", "adaptive_avg_pool2d"]
 
 
 def test_functions_of_dtypes_without_kernels_stay_torchs():
