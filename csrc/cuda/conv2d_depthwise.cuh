@@ -211,6 +211,23 @@ struct DepthwiseTile {
   }
 };
 
+// What there is of a tile's images and channels, of those rows and columns.
+__device__ inline DepthwiseBox depthwise_box(const Conv2dProblem& problem,
+                                             const DepthwiseTiling& tiling,
+                                             const DepthwiseTile& tile, const Range& rows,
+                                             const Range& columns) {
+  const int images = min(tiling.images, problem.N - tile.n);
+  const int channels = min(tiling.channels, problem.C - tile.c);
+  return {tile.n,
+          tile.c,
+          rows.begin,
+          columns.begin,
+          images,
+          channels,
+          rows.end - rows.begin,
+          columns.end - columns.begin};
+}
+
 // Brings what a tile's results read: zeros where there is padding, no such channel or image, or
 // nothing that counts.
 template <int kStride, int kUp, class T, class Source>
@@ -220,14 +237,7 @@ __device__ void depthwise_load_pixels(const Conv2dProblem& problem, const Depthw
   const int w0 = tile.column * kStride / kUp + tiling.columns.offset;
   const Range rows = clipped(h0, tiling.rows.source_extent, tiling.rows.source_size);
   const Range columns = clipped(w0, tiling.columns.source_extent, tiling.columns.source_size);
-  const DepthwiseBox box{tile.n,
-                         tile.c,
-                         rows.begin,
-                         columns.begin,
-                         min(tiling.images, problem.N - tile.n),
-                         min(tiling.channels, problem.C - tile.c),
-                         rows.end - rows.begin,
-                         columns.end - columns.begin};
+  const DepthwiseBox box = depthwise_box(problem, tiling, tile, rows, columns);
   for (int i = threadIdx.x; i < tiling.pixels; i += blockDim.x) pixels[i] = static_cast<T>(0.0f);
   __syncthreads();
   const int first_row = rows.begin - h0, first_column = columns.begin - w0;
@@ -474,14 +484,9 @@ __global__ void __launch_bounds__(kDepthwiseWarps<T>* kWarpSize, 1)
     tile.c = first_c;
     __syncthreads();  // all have read the last one
     depthwise_load_pixels<kStride, 1>(problem, tiling, tile, DepthwisePixels<T>{input}, pixels);
-    const DepthwiseBox box{tile.n,
-                           tile.c,
-                           tile.row,
-                           tile.column,
-                           min(tiling.images, problem.N - tile.n),
-                           min(tiling.channels, problem.C - tile.c),
-                           min(rows.tile, rows.size - tile.row),
-                           min(columns.tile, columns.size - tile.column)};
+    const DepthwiseBox box =
+        depthwise_box(problem, tiling, tile, clipped(tile.row, rows.tile, rows.size),
+                      clipped(tile.column, columns.tile, columns.size));
     depthwise_load(problem, DepthwiseGradients<T>{grad_output}, box, gradients,
                    [&](int n, int c, int p, int q) {
                      return (n * tiling.channels + c) * gradient_plane + p * columns.tile + q;
